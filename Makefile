@@ -1,0 +1,26 @@
+# Two commands matter: `make demo` and `make test`. Each makes .venv first if it is not there.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test test-deps test-slow clean-demo
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+	@echo "installed: $(BIN)/rnnq"
+
+demo: install
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash workers/demo.sh
+
+test: install
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-slow: install
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+# What the tests need beyond Python (servers, a browser). Nothing yet.
+test-deps:
+	@true

@@ -1,0 +1,162 @@
+"""The base of family configs, and what makes two configs the same.
+
+A config is a frozen pydantic model. It is stored whole as canonical JSON; its *fingerprint* covers only
+the fields that differ from their default, so that a new field whose default means "as before" makes no
+old run new. Whoever changes a default raises the family's `version`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rnnq.errors import InputError, nearest
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that a family reports: its name, its unit, and whether low ("min") or high ("max") is good."""
+
+    name: str
+    unit: str = ""
+    better: Literal["min", "max"] = "min"
+    primary: bool = False
+
+
+class Config(BaseModel):
+    """What a run is trained with. Subclasses declare fields with bounds, and what they measure."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    version: ClassVar[int] = 1  # raised when a default, or what a field means, changes
+    seed_fields: ClassVar[tuple[str, ...]] = ("seed",)  # what may differ inside a group
+    metrics: ClassVar[tuple[Metric, ...]] = (Metric("loss", primary=True),)
+    best_metric: ClassVar[str | None] = None  # the evaluated metric whose best step is kept as a checkpoint
+
+    seed: int = Field(default=0, ge=0, lt=2**63)  # decides initial weights, data order and dropout
+
+    def steps_total(self) -> int | None:
+        """Optimiser steps that a run of this config takes; None when only the family's code knows."""
+        steps = getattr(self, "steps", None)
+        return int(steps) if steps is not None else None
+
+    def label(self) -> str:
+        """A short name for people: by default the fields that differ from their default."""
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.seed_fields))
+        return ", ".join(f"{name}={value}" for name, value in fields.items()) or "defaults"
+
+    def pack_key(self) -> str | None:
+        """Equal exactly for configs that may train together as one pack; None when they never may."""
+        return None
+
+    def datasets(self) -> dict[str, str]:
+        """The sha256 of every corpus that the config reads, by name.
+
+        Raises DataError when one is missing, or too short for the config.
+        """
+        return {}
+
+    @classmethod
+    def primary(cls) -> Metric:
+        """The metric that `runs.loss` holds."""
+        return next((m for m in cls.metrics if m.primary), cls.metrics[0])
+
+
+# ---------------------------------------------------------------------------------------------- identity
+
+
+def as_json(values: Any) -> str:
+    """Canonical JSON: sorted keys, no spaces, no NaN."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def to_json(config: Config) -> str:
+    """The whole config, defaults included, as canonical JSON."""
+    return as_json(config.model_dump(mode="json"))
+
+
+def _digest(family: str, config: Config, without: tuple[str, ...], start_from: str | None) -> str:
+    fields = config.model_dump(mode="json", exclude_defaults=True, exclude=set(without))
+    content = {"family": family, "version": config.version, "config": fields, "start_from": start_from}
+    return hashlib.sha256(as_json(content).encode()).hexdigest()
+
+
+def fingerprint(family: str, config: Config, start_from: str | None = None) -> str:
+    """What makes a run the same run: family, its version, the fields that differ from their default."""
+    return _digest(family, config, (), start_from)
+
+
+def group_key(family: str, config: Config, start_from: str | None = None) -> str:
+    """The fingerprint without the declared seed fields: equal for repeats of one config."""
+    return _digest(family, config, config.seed_fields, start_from)
+
+
+# -------------------------------------------------------------------------------------------- validation
+
+
+def check(model: type[Config], values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
+    """A config from plain values, or a sentence for each thing that is wrong with them."""
+    try:
+        return model(**{name: _plain(value) for name, value in values.items()}), []
+    except ValidationError as error:
+        return None, [_sentence(model, item) for item in error.errors(include_url=False)]
+
+
+def parse(model: type[Config], values: Mapping[str, Any]) -> Config:
+    """A config from plain values. Raises InputError with everything that is wrong with them."""
+    config, problems = check(model, values)
+    if config is None:
+        raise InputError(problems)
+    return config
+
+
+def _plain(value: Any) -> Any:
+    """Numbers from numpy become Python's own, so that a grid may come from numpy.linspace."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return value.item()
+    return value
+
+
+def _sentence(model: type[Config], item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{model.__name__} has no field {name} ({nearest(name, model.model_fields)})"
+    if item["type"] == "missing":
+        return f"{name} is missing"
+    text = item["msg"][:1].lower() + item["msg"][1:]
+    return f"{name}={item['input']!r}: {text}" if name else text
+
+
+# ------------------------------------------------------------------------------------ what a stage stores
+
+
+def field_types(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
+    """Fields and their types (bool, int, float, str), nested ones with dots: what the filter language knows."""
+    types: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            types |= field_types(annotation, f"{prefix}{name}.")
+        else:
+            types[prefix + name] = _type_name(annotation)
+    return types
+
+
+def _type_name(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return type(get_args(annotation)[0]).__name__
+    for kind in (bool, int, float):
+        if annotation is kind or kind in get_args(annotation):
+            return kind.__name__
+    return "str"
+
+
+def metric_rows(model: type[Config]) -> list[dict[str, Any]]:
+    """The metrics of a config class as plain values."""
+    primary = model.primary()
+    return [asdict(metric) | {"primary": metric is primary} for metric in model.metrics]

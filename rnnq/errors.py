@@ -1,0 +1,77 @@
+"""Everything that rnnq raises on purpose.
+
+    RnnqError                 exit 1: the world's fault (a disk, a lock, a lease)
+    ├── InputError            exit 2: the user's input; lists everything that is wrong at once
+    │   └── DataError         a corpus that is missing, too short, or not the one of the stage
+    ├── DatabaseError         the database could not be opened, locked or written
+    ├── LeaseLost             somebody else owns the run now
+    ├── CheckpointError       a checkpoint file that cannot be used
+    └── Diverged              a loss that is not finite, or above the family's bound
+
+An error says what happened, with the values; its hint says what to do. `cli.main` is the only place
+that prints one. `cause` is the id under which a run fails when the error ends it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class RnnqError(Exception):
+    """Something that a person can mend."""
+
+    exit_code = 1
+    cause = "bug"
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class InputError(RnnqError):
+    """The user's input is wrong. `problems` holds a line for each thing that is."""
+
+    exit_code = 2
+
+    def __init__(self, message: str | Sequence[str], hint: str | None = None) -> None:
+        self.problems = [message] if isinstance(message, str) else list(message)
+        super().__init__("\n".join(self.problems), hint)
+
+
+class DataError(InputError):
+    """A corpus is missing, too short, or holds other bytes than the stage was made with."""
+
+    cause = "data"
+
+
+class DatabaseError(RnnqError):
+    """The database could not be opened, locked, read or written."""
+
+    cause = "database"
+
+
+class LeaseLost(RnnqError):
+    """A write was refused because the run is no longer ours. The run goes on elsewhere; nothing is lost."""
+
+    cause = "lost"
+
+
+class CheckpointError(RnnqError):
+    """A checkpoint file is missing, damaged, or belongs to another run or study."""
+
+
+class Diverged(RnnqError):
+    """The loss is not finite, or above the bound that the family states."""
+
+    cause = "diverged"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name: the nearest right ones first, else all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if close:
+        return "did you mean " + " or ".join(close) + "?"
+    return "it has " + ", ".join(names) if names else "there are none"
