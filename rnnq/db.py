@@ -1,0 +1,393 @@
+"""Opening, reading, writing and upgrading the database; every difference between databases lives here.
+
+Two doors: `reading()` begins a deferred transaction and takes no lock, `transaction()` takes the write lock at
+once. A deferred BEGIN that reads first cannot be upgraded once another process has written, and no busy timeout
+helps it; and if every reader took the write lock, each `status` would stop the workers.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, exc, text
+from sqlalchemy.engine import make_url
+
+from rnnq.errors import DatabaseError, InputError
+
+SCHEMA = "0001"  # the revision that this program reads and writes; tests hold it equal to tables.SCHEMA and the head
+LEASE = 60.0  # seconds; written into the database when it is made
+BUSY = 60.0  # seconds to wait for the write lock
+NOW = "(julianday('now') - 2440587.5) * 86400.0"  # unixepoch('subsec') is silently NULL before SQLite 3.42
+
+_WRITE = "rnnq_write"
+_MAGIC = b"SQLite format 3\x00"
+
+
+# --------------------------------------------------------------------------------------------------- opening
+
+
+def path_of(url: str) -> Path:
+    """The file of a database that is named by a path or by an sqlite:/// address. Raises InputError."""
+    if "://" not in url:
+        return Path(url).expanduser()
+    try:
+        parsed = make_url(url)
+    except exc.ArgumentError as error:
+        raise InputError(f"{url!r} is no database address", "a path, or sqlite:///path") from error
+    if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
+        raise InputError(f"{url!r}: this version keeps studies in SQLite files only", "a path, or sqlite:///path")
+    return Path(parsed.database)
+
+
+def open(url: str) -> Engine:
+    """The database at a path or address, ready for use.
+
+    Raises InputError when it is missing, not a database, not rnnq's, or not at the revision of this program.
+    """
+    path = path_of(url)
+    if not path.exists():
+        raise InputError(f"there is no database {path}", "`rnnq init DEFINITION` makes one; --db names another")
+    _refuse_strange_file(path)
+    engine = _engine(path)
+    found = revision(engine)
+    if found is None:
+        raise InputError(f"{path} is an SQLite database, but not one of rnnq", "--db names another")
+    if found > SCHEMA:
+        raise InputError(f"{path} has schema {found}; this rnnq knows up to {SCHEMA}", "install a newer rnnq")
+    if found < SCHEMA:
+        raise InputError(f"{path} has schema {found}; this rnnq needs {SCHEMA}", "run `rnnq db upgrade`")
+    return engine
+
+
+def _refuse_strange_file(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a database", "--db names the file")
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    if head and head != _MAGIC:
+        raise InputError(f"{path} is not a database (it begins with {head[:8]!r})", "--db names another")
+
+
+def _engine(path: Path) -> Engine:
+    engine = create_engine(
+        f"sqlite:///{path.absolute()}", connect_args={"timeout": 5.0, "check_same_thread": False}, pool_size=4
+    )
+    event.listen(engine, "connect", _on_connect)
+    event.listen(engine, "begin", _on_begin)
+    return engine
+
+
+def _on_connect(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves: the driver would say it too late
+    connection.execute("PRAGMA foreign_keys = ON")
+    # NORMAL may drop commits at a power cut: attempt numbers would repeat, and rows name files that are gone
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.create_aggregate("std", 1, _Std)  # type: ignore[arg-type]
+    connection.create_aggregate("median", 1, _Median)  # type: ignore[arg-type]
+
+
+class _Numbers:
+    """An SQL aggregate over the values that are not null."""
+
+    def __init__(self) -> None:
+        self.values: list[float] = []
+
+    def step(self, value: float | None) -> None:
+        if value is not None:
+            self.values.append(float(value))
+
+
+class _Std(_Numbers):
+    """Sample standard deviation (n - 1); null for fewer than two values."""
+
+    def finalize(self) -> float | None:
+        n = len(self.values)
+        if n < 2:
+            return None
+        mean = math.fsum(self.values) / n
+        return math.sqrt(math.fsum((v - mean) ** 2 for v in self.values) / (n - 1))
+
+
+class _Median(_Numbers):
+    def finalize(self) -> float | None:
+        values = sorted(self.values)
+        if not values:
+            return None
+        middle = len(values) // 2
+        return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+
+
+# ---------------------------------------------------------------------------------------------- transactions
+
+
+def _on_begin(connection: Connection) -> None:
+    if connection.get_execution_options().get(_WRITE):
+        _begin_immediate(connection)
+    else:
+        connection.exec_driver_sql("BEGIN")
+
+
+def _begin_immediate(connection: Connection) -> None:
+    """Take the write lock. We poll by ourselves, shortly and with jitter.
+
+    SQLite's own busy handler sleeps up to 100 ms between looks and has no queue, so that a process which looks
+    seldom never meets the short gaps that a busy one leaves.
+    """
+    deadline = time.monotonic() + BUSY
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, sqlite3.Connection)
+    driver.execute("PRAGMA busy_timeout = 0")
+    try:
+        while True:
+            try:
+                driver.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(random.uniform(0.001, 0.012))
+    finally:
+        driver.execute("PRAGMA busy_timeout = 5000")
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    return error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A consistent view for reading; takes no lock. Raises DatabaseError."""
+    with _translated(engine), engine.connect() as connection, connection.begin():
+        yield connection
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """A write transaction that holds the lock from its first statement. Raises DatabaseError."""
+    with _translated(engine), engine.connect() as connection:
+        connection = connection.execution_options(**{_WRITE: True})
+        with connection.begin():
+            yield connection
+
+
+@contextmanager
+def _translated(engine: Engine) -> Iterator[None]:
+    try:
+        yield
+    except (exc.DBAPIError, sqlite3.Error) as error:
+        raise _translate(engine, error) from error
+
+
+def _translate(engine: Engine, error: exc.DBAPIError | sqlite3.Error) -> Exception:
+    cause = error.orig if isinstance(error, exc.DBAPIError) else error
+    name = getattr(cause, "sqlite_errorname", "")
+    path = engine.url.database
+    if name.startswith("SQLITE_READONLY"):
+        return InputError(f"the database {path} is read-only", "a worker, init and promote write to it")
+    if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
+        return InputError(f"{path} is not a usable database: {cause}", "--db names another; restore it from a backup")
+    if name.startswith("SQLITE_CANTOPEN"):
+        return InputError(f"the database {path} cannot be opened: {cause}", "may this user write in its folder?")
+    if name.startswith("SQLITE_BUSY"):
+        return DatabaseError(f"the write lock of {path} was not free for {BUSY:g} s", "another process holds it")
+    if isinstance(cause, sqlite3.OperationalError):
+        return DatabaseError(f"the database {path} failed: {cause}")
+    return error  # an integrity error is a bug of ours: it keeps its whole trace
+
+
+def clock(connection: Connection, now: float | None = None) -> float:
+    """The database's time in seconds since 1970; `now` where a test passes one."""
+    return float(connection.execute(text(f"SELECT {NOW}")).scalar_one()) if now is None else now
+
+
+# --------------------------------------------------------------------------------------- creating, upgrading
+
+
+def revision(engine: Engine) -> str | None:
+    """The schema revision of the database; None when it is not rnnq's."""
+    with reading(engine) as connection:
+        known = "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
+        if not connection.execute(text(known)).first():
+            return None
+        found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        return str(found) if found is not None else None
+
+
+def migrations() -> Path:
+    """The folder of the migrations: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "migrations"
+    return inside if inside.is_dir() else package.parent / "migrations"
+
+
+def upgrade(url: str, root: str | None = None, scripts: Path | None = None) -> str | None:
+    """Make or upgrade the database. Returns what was done in words, or None when there was nothing to do.
+
+    An upgrade keeps a backup beside the file, is refused while workers beat, and either happens whole or not
+    at all. `scripts` are other migrations than our own, for tests.
+    """
+    path = path_of(url)
+    fresh = _make_room(path)
+    engine = _engine(path)
+    try:
+        found = None if fresh else revision(engine)
+        head = _head(scripts)
+        if found == head:
+            return None
+        if found is None and not fresh and _has_tables(engine):
+            raise InputError(f"{path} is an SQLite database, but not one of rnnq", "--db names another")
+        if found is not None and found > head:
+            raise InputError(f"{path} has schema {found}; this rnnq knows up to {head}", "install a newer rnnq")
+        backup = _back_up(path, found) if found else None
+        with _translated(engine):
+            done = _migrate(engine, head, root, scripts)
+        if not done:
+            return None
+        return f"upgraded {path} from schema {found} to {head}; backup: {backup}" if found else f"created {path}"
+    finally:
+        engine.dispose()
+
+
+def _make_room(path: Path) -> bool:
+    """Whether the database is yet to be made. Raises InputError for a place where it cannot be."""
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} of the database {path.name} does not exist", "make it first")
+    if path.exists():
+        _refuse_strange_file(path)
+    return not path.exists() or path.stat().st_size == 0
+
+
+def _has_tables(engine: Engine) -> bool:
+    with reading(engine) as connection:
+        return connection.execute(text("SELECT 1 FROM sqlite_master")).first() is not None
+
+
+def _head(scripts: Path | None) -> str:
+    if scripts is None:
+        return SCHEMA
+    from alembic.script import ScriptDirectory  # 0.1 s, and only needed here
+
+    head = ScriptDirectory(str(scripts)).get_current_head()
+    assert head is not None
+    return head
+
+
+def _back_up(path: Path, found: str) -> Path:
+    backup = path.with_name(f"{path.name}.backup-{found}-{time.strftime('%Y%m%d-%H%M%S')}")
+    with sqlite3.connect(path) as source, sqlite3.connect(backup) as target:
+        source.backup(target)
+    source.close()
+    target.close()
+    return backup
+
+
+def _migrate(engine: Engine, head: str, root: str | None, scripts: Path | None) -> bool:
+    """Run the migrations in one transaction; False when another process was faster."""
+    with engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        driver.execute("PRAGMA journal_mode = WAL")
+        # rebuilding a table drops it: with foreign keys on, its children would be checked or emptied
+        driver.execute("PRAGMA foreign_keys = OFF")
+        try:
+            connection = connection.execution_options(**{_WRITE: True})
+            with connection.begin():
+                return _migrate_inside(connection, head, root, scripts)
+        finally:
+            driver.execute("PRAGMA foreign_keys = ON")
+
+
+def _migrate_inside(connection: Connection, head: str, root: str | None, scripts: Path | None) -> bool:
+    before = _row_counts(connection)
+    if "alembic_version" in before:
+        found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+        if found == head:
+            return False
+        _refuse_while_workers_beat(connection)
+    _run_alembic(connection, scripts)
+    broken = connection.execute(text("PRAGMA foreign_key_check")).all()
+    if broken:
+        raise DatabaseError(f"the migration left {len(broken)} rows without their parent; nothing was changed")
+    after = _row_counts(connection)
+    changed = [f"{t}: {n} -> {after[t]}" for t, n in before.items() if t in after and after[t] != n]
+    if changed:
+        raise DatabaseError("the migration changed numbers of rows (" + ", ".join(changed) + "); nothing was changed")
+    if "study" not in before:
+        _write_study(connection, root)
+    return True
+
+
+def _row_counts(connection: Connection) -> dict[str, int]:
+    names = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+    tables = connection.execute(text(names)).scalars().all()
+    return {t: int(connection.execute(text(f'SELECT count(*) FROM "{t}"')).scalar_one()) for t in tables}
+
+
+def _refuse_while_workers_beat(connection: Connection) -> None:
+    live = f"SELECT id FROM workers WHERE state = 'live' AND beat_at > {NOW} - (SELECT lease_s FROM study)"
+    workers = connection.execute(text(live)).scalars().all()
+    if workers:
+        raise InputError(f"workers are at work: {', '.join(workers)}", "stop them before `rnnq db upgrade`")
+
+
+def _run_alembic(connection: Connection, scripts: Path | None) -> None:
+    from alembic import command  # 0.1 s, and only needed here
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(scripts or migrations()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _write_study(connection: Connection, root: str | None) -> None:
+    values = {"id": str(uuid.uuid4()), "lease": lease_from_environment(), "root": root}
+    insert = f"INSERT INTO study (id, created_at, lease_s, root) VALUES (:id, {NOW}, :lease, :root)"
+    connection.execute(text(insert), values)
+
+
+def lease_from_environment() -> float:
+    """LEASE, or RNNQ_LEASE_S. Raises InputError when that is no number of seconds from 0.2 to 86400."""
+    given = os.environ.get("RNNQ_LEASE_S")
+    if given is None:
+        return LEASE
+    try:
+        lease = float(given)
+    except ValueError:
+        lease = math.nan
+    if not 0.2 <= lease <= 86400:
+        raise InputError(f"RNNQ_LEASE_S={given!r} is no number of seconds from 0.2 to 86400")
+    return lease
+
+
+# ---------------------------------------------------------------------------------------------------- study
+
+
+def study(engine: Engine) -> tuple[str, float, Path]:
+    """The study's id, its LEASE in seconds, and the folder that relative paths start from."""
+    with reading(engine) as connection:
+        row = connection.execute(text("SELECT id, lease_s, root FROM study")).one()
+    database = Path(engine.url.database or ".")
+    return row.id, float(row.lease_s), Path(row.root) if row.root else database.parent
+
+
+def check(engine: Engine) -> list[str]:
+    """What is wrong inside the database, in words; an empty list when nothing is."""
+    with reading(engine) as connection:
+        pages = connection.execute(text("PRAGMA integrity_check")).scalars().all()
+        orphans = connection.execute(text("PRAGMA foreign_key_check")).all()
+    found = [str(line) for line in pages if line != "ok"]
+    return found + [f"{row[0]} row {row[1]} names a row of {row[2]} that is not there" for row in orphans]

@@ -1,0 +1,600 @@
+"""The filter language: text -> tree -> bound SQL.
+
+    loss<1.9 and n_layers>=2 and not use_output_gate
+    label ~ "lstm_5s5a*" and state in (done, failed)
+    mean(loss) < 1.7 and n(loss) >= 3
+
+A name is a run column, else a config field, else a summary metric; `config.x` and `summary.x` say which.
+Words are bare or in quotes of either kind, without escapes. `~` matches a glob pattern. `<` compares numbers only,
+with a number or with another name (`steps_done < budget`). mean, median, std, min, max and n are over the runs of the
+same stage and group. A comparison with null is neither true nor false, and `not` leaves it so: such a run is not found.
+
+Nothing of the text reaches the SQL but names that are known; values are bound parameters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rnnq.errors import InputError, nearest
+
+LONGEST = 10_000  # characters of a filter
+CONDITIONS = 500  # in one filter; SQLite refuses an expression 1000 deep, and a chain of ANDs is one deep for each
+NESTING = 8  # parentheses and nots; SQLite's parser stack holds 100 in older versions, and a level takes up to 6
+
+# run columns that a filter may name, and their types
+COLUMNS = {
+    "id": "int",
+    "stage": "str",
+    "family": "str",
+    "label": "str",
+    "fingerprint": "str",
+    "group_key": "str",
+    "seed": "int",
+    "state": "str",
+    "wish": "str",
+    "wake_at": "float",
+    "priority": "int",
+    "pack_key": "str",
+    "attempt": "int",
+    "failures": "int",
+    "worker": "str",
+    "lease_until": "float",
+    "budget": "int",
+    "steps_done": "int",
+    "loss": "float",
+    "cause": "str",
+    "message": "str",
+    "created_at": "float",
+    "started_at": "float",
+    "ended_at": "float",
+}
+# the same as tables.STATES, which would load SQLAlchemy
+STATES = ("waiting", "pending", "running", "done", "failed", "cancelled", "skipped")
+
+_FUNCTIONS = {"mean": "avg", "median": "median", "std": "std", "min": "min", "max": "max", "n": "count"}
+_KEYWORDS = ("and", "or", "not", "in")
+_COMPARISONS = ("=", "==", "!=", "<", "<=", ">", ">=")
+_FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
+_INSTEAD = {"&": "and", "&&": "and", "|": "or", "||": "or", "!": "not", "<>": "!=", "=<": "<=", "=>": ">=", "=~": "~"}
+_NUMBERS = ("int", "float")
+_NEEDS = {"bool": "true or false", "int": "a number", "float": "a number"}  # anything else is text
+_NOTHING = "NULL"  # stands where a problem was noted, so that the rest is still checked
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What names mean: config fields with their types, summary metrics."""
+
+    fields: Mapping[str, str]  # config field (dots for nested) -> "bool" | "int" | "float" | "str"
+    metrics: frozenset[str]  # summary metrics, all numbers
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition for WHERE."""
+
+    sql: str  # over the alias `runs`; parameters as :q0, :q1, ...
+    params: Mapping[str, Any]
+
+
+def compile(text: str, scope: Scope) -> Condition:
+    """The SQL that a filter means. Raises InputError with a caret under each wrong name, type or sign.
+
+    On SQLite the connection must know the aggregates std and median.
+    """
+    tree = _Parser(text).tree()
+    compiler = _Compiler(scope)
+    sql = compiler.sql(tree)
+    if compiler.problems:
+        raise _error(text, compiler.problems)
+    return Condition(sql, compiler.params)
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+@dataclass(frozen=True)
+class _Problem:
+    at: int  # characters from the start of the filter
+    message: str
+    hint: str | None = None
+    word: str = ""  # what the hint is about
+
+
+def _error(text: str, problems: Iterable[_Problem]) -> InputError:
+    found = sorted(problems, key=lambda problem: problem.at)
+    hints = {problem.hint: problem.word for problem in found if problem.hint}
+    if len(hints) > 1:
+        hint = "; ".join(f"{word}: {advice}" for advice, word in hints.items())
+    else:
+        hint = next(iter(hints), "")
+    return InputError([_pointed(text, problem) for problem in found], hint or None)
+
+
+def _pointed(text: str, problem: _Problem, width: int = 200) -> str:
+    """The filter with a caret under the problem; of a long filter only what is near."""
+    start = max(0, problem.at - width // 2) if len(text) > width else 0
+    before = "..." if start else ""
+    after = "..." if start + width < len(text) else ""
+    # one column each, so that a newline or an escape code does not move the caret
+    near = "".join(c if c.isprintable() else " " for c in text[start : start + width])
+    line = f"filter: {before}{near}{after}"
+    caret = " " * (len("filter: ") + len(before) + problem.at - start) + "^"
+    return f"{line}\n{caret} {problem.message}"
+
+
+# ------------------------------------------------------------------------------------------------- words
+
+_TOKEN = re.compile(
+    r"""(?P<space>\s+)
+      | (?P<quoted>"[^"]*"|'[^']*')
+      | (?P<word>[\w.*?\[\]/:+%-]+)
+      | (?P<operator>[<>=!~&|]+)
+      | (?P<mark>[(),@])""",
+    re.VERBOSE,
+)
+_NUMBER = re.compile(r"[+-]?([0-9][0-9_]*(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
+_UNREADABLE = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")  # control codes, and what UTF-8 cannot say
+
+
+@dataclass(frozen=True)
+class _Token:
+    kind: str  # word, number, quoted, end; a keyword, operator or mark is its own kind
+    text: str  # as meant: without quotes
+    at: int
+
+    @property
+    def shown(self) -> str:
+        return f'"{self.text}"' if self.kind == "quoted" else self.text
+
+
+def _tokens(text: str) -> Iterator[_Token]:
+    at = 0
+    while at < len(text):
+        found = _TOKEN.match(text, at)
+        if found is None:
+            raise _error(text, [_stray(text, at)])
+        if found.lastgroup != "space":
+            yield _token(text, str(found.lastgroup), found[0], at)
+        at = found.end()
+    yield _Token("end", "the end", len(text.rstrip()))
+
+
+def _stray(text: str, at: int) -> _Problem:
+    if text[at] in "'\"":
+        return _Problem(at, "this quote is never closed")
+    return _Problem(at, f"unexpected {text[at]}", "a word with such signs goes in quotes")
+
+
+def _token(text: str, group: str, part: str, at: int) -> _Token:
+    match group:
+        case "quoted":
+            return _Token("quoted", part[1:-1], at)
+        case "word" if part.lower() in _KEYWORDS:
+            return _Token(part.lower(), part, at)
+        case "word" if _NUMBER.fullmatch(part):
+            if math.isinf(_number(part)):
+                raise _error(text, [_Problem(at, f"{part} is too large")])
+            return _Token("number", part, at)
+        case "word":
+            return _Token("word", part, at)
+        case "operator" if part not in (*_COMPARISONS, "~", "!~"):
+            instead = f"write {_INSTEAD[part]}" if part in _INSTEAD else None
+            raise _error(text, [_Problem(at, f"no such operator: {part}", instead, part)])
+    return _Token(part, part, at)
+
+
+def _number(text: str) -> int | float:
+    plain = text.replace("_", "")
+    # a whole number of more than 64 bits cannot be bound, but can be compared as a float
+    if re.fullmatch("[+-]?[0-9]{1,19}", plain) and -(2**63) <= int(plain) < 2**63:
+        return int(plain)
+    return float(plain)
+
+
+# -------------------------------------------------------------------------------------------------- tree
+
+
+@dataclass(frozen=True)
+class _Aggregate:
+    function: _Token
+    name: _Token
+
+    @property
+    def at(self) -> int:
+        return self.function.at
+
+
+_Operand = _Token | _Aggregate
+
+
+@dataclass(frozen=True)
+class _Flag:  # use_gate
+    operand: _Operand
+
+
+@dataclass(frozen=True)
+class _Compare:  # loss < 2
+    left: _Operand
+    operator: _Token
+    right: _Operand
+
+
+@dataclass(frozen=True)
+class _Match:  # label ~ a*
+    left: _Operand
+    operator: _Token
+    pattern: _Token
+
+
+@dataclass(frozen=True)
+class _Among:  # state in (done, failed)
+    left: _Operand
+    negated: bool
+    values: tuple[_Token, ...]
+
+
+@dataclass(frozen=True)
+class _Not:
+    item: _Node
+
+
+@dataclass(frozen=True)
+class _Junction:
+    word: str  # AND, OR
+    items: tuple[_Node, ...]
+
+
+_Node = _Flag | _Compare | _Match | _Among | _Not | _Junction
+
+
+class _Parser:
+    """Recursive descent: `or` binds least, then `and`, then `not`."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self._check_text()
+        self.tokens = list(_tokens(text))
+        self.here = 0
+        self.depth = 0
+        self.conditions = 0
+
+    def _check_text(self) -> None:
+        if len(self.text) > LONGEST:
+            raise _error(self.text, [_Problem(LONGEST, f"the filter is longer than {LONGEST:,} characters")])
+        if found := _UNREADABLE.search(self.text):
+            raise _error(self.text, [_Problem(found.start(), f"unexpected character {found[0]!r}")])
+
+    def tree(self) -> _Node:
+        if self.token.kind == "end":
+            raise self._wrong(self.token, "the filter is empty", "for example: loss<1.9 and state=done")
+        tree = self._disjunction()
+        if self.token.kind == ")":
+            raise self._wrong(self.token, "no ( for this )")
+        if self.token.kind != "end":
+            raise self._expected("an operator, `and` or `or`")
+        return tree
+
+    # the tools of the rules below
+
+    @property
+    def token(self) -> _Token:
+        return self.tokens[self.here]
+
+    def _accept(self, *kinds: str) -> _Token | None:
+        """The next token, taken, if it is of these kinds."""
+        token = self.token
+        if token.kind not in kinds:
+            return None
+        self.here += 1
+        return token
+
+    def _need(self, what: str, *kinds: str) -> _Token:
+        token = self._accept(*kinds)
+        if token is None:
+            raise self._expected(what)
+        return token
+
+    def _close(self, opening: _Token) -> None:
+        if self.token.kind == "end":
+            raise self._wrong(opening, "this ( is never closed")
+        self._need("`)`", ")")
+
+    def _expected(self, what: str) -> InputError:
+        return self._wrong(self.token, f"{what} was expected here, not {self.token.shown}")
+
+    def _wrong(self, token: _Token, message: str, hint: str | None = None) -> InputError:
+        return _error(self.text, [_Problem(token.at, message, hint, token.shown)])
+
+    def _count(self, token: _Token) -> None:
+        self.conditions += 1
+        if self.conditions > CONDITIONS:
+            raise self._wrong(token, f"more than {CONDITIONS} conditions", "`x in (a, b, ...)` is one condition")
+
+    # one rule of the grammar each
+
+    def _disjunction(self) -> _Node:
+        items = [self._conjunction()]
+        while self._accept("or"):
+            items.append(self._conjunction())
+        return items[0] if len(items) == 1 else _Junction("OR", tuple(items))
+
+    def _conjunction(self) -> _Node:
+        items = [self._negation()]
+        while self._accept("and"):
+            items.append(self._negation())
+        return items[0] if len(items) == 1 else _Junction("AND", tuple(items))
+
+    def _negation(self) -> _Node:
+        opening = self._accept("not", "(")
+        if opening is None:
+            return self._comparison()
+        self.depth += 1
+        if self.depth > NESTING:
+            raise self._wrong(opening, f"nested deeper than {NESTING} levels")
+        if opening.kind == "not":
+            node: _Node = _Not(self._negation())
+        else:
+            node = self._disjunction()
+            self._close(opening)
+        self.depth -= 1
+        return node
+
+    def _comparison(self) -> _Node:
+        self._count(self.token)
+        left = self._operand("a name")
+        if operator := self._accept("~", "!~"):
+            return _Match(left, operator, self._value("a pattern"))
+        if self.token.kind in ("in", "not"):
+            negated = self._accept("not") is not None
+            self._need("`in`", "in")
+            return _Among(left, negated, self._values())
+        return self._chain(left)
+
+    def _chain(self, left: _Operand) -> _Node:
+        """`1 < loss < 2` means `1 < loss and loss < 2`."""
+        pairs: list[_Node] = []
+        first = left
+        while operator := self._accept(*_COMPARISONS):
+            if pairs:
+                self._count(operator)
+            right = self._operand("a value")
+            pairs.append(_Compare(left, operator, right))
+            left = right
+        if not pairs:
+            return _Flag(first)
+        return pairs[0] if len(pairs) == 1 else _Junction("AND", tuple(pairs))
+
+    def _operand(self, what: str) -> _Operand:
+        if self.token.kind == "word" and self.tokens[self.here + 1].kind == "(":
+            return self._aggregate()
+        return self._value(what)
+
+    def _value(self, what: str) -> _Token:
+        value = self._need(what, "word", "number", "quoted")
+        if self.token.kind == "@":
+            message = "name@step (a point of a curve) is not supported yet"
+            raise self._wrong(self.token, message, "a word that has @ in it goes in quotes")
+        return value
+
+    def _values(self) -> tuple[_Token, ...]:
+        opening = self._need("`(`", "(")
+        values = [self._value("a value")]
+        while self._accept(","):
+            values.append(self._value("a value"))
+        self._close(opening)
+        return tuple(values)
+
+    def _aggregate(self) -> _Aggregate:
+        function = self._need("a function", "word")
+        word = function.text.lower()
+        if word == "all":
+            raise self._wrong(function, "all(...) is not supported yet")
+        if word not in _FUNCTIONS:
+            raise self._wrong(function, f"no such function: {function.text}", nearest(word, _FUNCTIONS))
+        opening = self._need("`(`", "(")
+        name = self._value("a name")
+        self._close(opening)
+        return _Aggregate(function, name)
+
+
+# --------------------------------------------------------------------------------------------------- SQL
+
+
+@dataclass(frozen=True)
+class _Term:
+    """Something that has a value in each run."""
+
+    name: str
+    sql: str
+    type: str  # as in COLUMNS, or "state"
+
+    @property
+    def is_number(self) -> bool:
+        return self.type in _NUMBERS
+
+    @property
+    def need(self) -> str:
+        return f"{self.name} is {_NEEDS.get(self.type, 'text')}"
+
+
+class _Compiler:
+    """Tree -> SQL. Notes every problem instead of stopping at the first."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.params: dict[str, Any] = {}
+        self.problems: dict[_Problem, None] = {}  # a set that keeps its order; in a chain a name is looked up twice
+
+    def sql(self, node: _Node) -> str:
+        match node:
+            case _Junction(word, items):
+                return "(" + f" {word} ".join(self.sql(item) for item in items) + ")"
+            case _Not(item):
+                return f"NOT ({self.sql(item)})"
+            case _Flag():
+                return self._flag(node)
+            case _Compare():
+                return self._compare(node)
+            case _Match():
+                return self._match(node)
+            case _Among():
+                return self._among(node)
+
+    # one kind of condition each
+
+    def _flag(self, node: _Flag) -> str:
+        term = self._term(node.operand)
+        if term is None:
+            return _NOTHING
+        if term.type != "bool":
+            return self._note(node.operand, f"{term.need}: compare it with something")
+        return f"{term.sql} = {self._bind(True)}"
+
+    def _compare(self, node: _Compare) -> str:
+        left, operator, right = node.left, node.operator.kind, node.right
+        if _is_literal(left) and not _is_literal(right):
+            left, operator, right = right, _FLIPPED.get(operator, operator), left
+        term = self._term(left)
+        if term is None:
+            if isinstance(right, _Aggregate):
+                self._term(right)  # for its problems
+            return _NOTHING
+        if operator in _FLIPPED and not term.is_number:
+            return self._note(node.operator, f"{node.operator.text} compares numbers; {term.need}")
+        return f"{term.sql} {'=' if operator == '==' else operator} {self._other(term, right)}"
+
+    def _match(self, node: _Match) -> str:
+        term = self._term(node.left)
+        if term is None:
+            return _NOTHING
+        if term.type not in ("str", "state"):
+            return self._note(node.operator, f"{node.operator.text} compares text; {term.need}")
+        pattern = self._literal(_Term(term.name, term.sql, "str"), node.pattern)
+        glob = f"{term.sql} GLOB {pattern}"
+        return f"NOT ({glob})" if node.operator.kind == "!~" else glob
+
+    def _among(self, node: _Among) -> str:
+        term = self._term(node.left)
+        if term is None:
+            return _NOTHING
+        values = ", ".join(self._literal(term, value) for value in node.values)
+        return f"{term.sql} {'NOT IN' if node.negated else 'IN'} ({values})"
+
+    # both sides of a condition
+
+    def _other(self, term: _Term, operand: _Operand) -> str:
+        """What a term is compared with. A bare word is a name beside a number, else a value."""
+        if isinstance(operand, _Aggregate):
+            other = self._term(operand)
+        elif term.is_number and operand.kind == "word":
+            other = self._name(operand, "runs", "neither a number nor a name")
+        else:
+            return self._literal(term, operand)
+        if other is None:
+            return _NOTHING
+        if not (term.is_number and other.is_number):
+            return self._note(operand, f"{term.need}, but {other.need}")
+        return other.sql
+
+    def _literal(self, term: _Term, token: _Token) -> str:
+        value = _meant(term.type, token)
+        if value is not None:
+            return self._bind(value)
+        if term.type == "state" and token.kind != "number":
+            return self._note(token, f"no such state: {token.text}", "the states are " + ", ".join(STATES))
+        hint = f'write "{token.text}"' if token.kind == "number" and term.type not in _NEEDS else None
+        return self._note(token, f"{term.need}, {token.shown} is not", hint)
+
+    def _term(self, operand: _Operand) -> _Term | None:
+        if isinstance(operand, _Aggregate):
+            return self._over_group(operand)
+        if operand.kind == "word":
+            return self._name(operand, "runs")
+        self._note(operand, f"a name was expected, {operand.shown} is a value")
+        return None
+
+    def _over_group(self, aggregate: _Aggregate) -> _Term | None:
+        word = aggregate.function.text.lower()
+        if aggregate.name.kind != "word":
+            self._note(aggregate.name, f"a name was expected, {aggregate.name.shown} is a value")
+            return None
+        term = self._name(aggregate.name, "g")
+        if term is None:
+            return None
+        if not term.is_number:
+            self._note(aggregate.name, f"{word} takes a number; {term.need}")
+            return None
+        same_group = "g.stage = runs.stage AND g.group_key = runs.group_key"
+        sql = f"(SELECT {_FUNCTIONS[word]}({term.sql}) FROM runs AS g WHERE {same_group})"
+        return _Term(f"{word}({term.name})", sql, "float")
+
+    def _name(self, token: _Token, table: str, missing: str = "no such name") -> _Term | None:
+        name = token.text
+        if name in COLUMNS:
+            return _Term(name, f"{table}.{name}", "state" if name == "state" else COLUMNS[name])
+        places = self._places(name)
+        if len(places) > 1:
+            message = f"{name} is both a config field and a summary metric"
+            self._note(token, message, f"write config.{name} or summary.{name}")
+        elif not places:
+            self._note(token, f"{missing}: {name}", self._nearest(name))
+        else:
+            column, key = places[0]
+            return self._inside(name, table, column, key)
+        return None
+
+    def _places(self, name: str) -> list[tuple[str, str]]:
+        """Which JSON column, and which key there, a name may mean."""
+        known: Mapping[str, Iterable[str]] = {"config": self.scope.fields, "summary": self.scope.metrics}
+        column, _, key = name.partition(".")
+        wanted = [(column, key)] if column in known and key else [("config", name), ("summary", name)]
+        return [place for place in wanted if place[1] in known[place[0]]]
+
+    def _nearest(self, name: str) -> str:
+        prefix, _, key = name.partition(".")
+        if key and prefix in ("config", "summary"):
+            keys = self.scope.fields if prefix == "config" else self.scope.metrics
+            return nearest(name, [f"{prefix}.{known}" for known in keys])
+        return nearest(name, {*COLUMNS, *self.scope.fields, *self.scope.metrics})
+
+    def _inside(self, name: str, table: str, column: str, key: str) -> _Term:
+        """A value inside a JSON column. Nested config fields are nested objects; a metric's name may have dots."""
+        keys = key.split(".") if column == "config" else [key]
+        # JSON text is ASCII, and SQLite before 3.45 compares keys as they are written there
+        path = "$" + "".join("." + json.dumps(part) for part in keys)
+        # a plain path is written out, so that an index on the expression serves; any other is bound
+        shown = f"'{path}'" if re.fullmatch(r"[A-Za-z0-9_.]+", key) else self._bind(path)
+        kind = self.scope.fields[key] if column == "config" else "float"
+        return _Term(name, f"json_extract({table}.{column}, {shown})", kind)
+
+    def _bind(self, value: Any) -> str:
+        name = f"q{len(self.params)}"
+        self.params[name] = value
+        return f":{name}"
+
+    def _note(self, operand: _Operand, message: str, hint: str | None = None) -> str:
+        word = operand.shown if isinstance(operand, _Token) else operand.function.text
+        self.problems[_Problem(operand.at, message, hint, word)] = None
+        return _NOTHING
+
+
+def _is_literal(operand: _Operand) -> bool:
+    return isinstance(operand, _Token) and operand.kind in ("number", "quoted")
+
+
+def _meant(kind: str, token: _Token) -> Any:
+    """The value that a token is beside a term of this type; None when it is none."""
+    if kind in _NUMBERS:
+        return _number(token.text) if token.kind == "number" else None
+    if kind == "bool":
+        return {"true": True, "false": False}.get(token.text.lower()) if token.kind == "word" else None
+    if kind == "state":
+        return token.text if token.text in STATES else None
+    return token.text if token.kind != "number" else None

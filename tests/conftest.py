@@ -1,0 +1,113 @@
+"""What tests share: a study in a temporary folder, runs to put into it, and the command line as a user types it.
+
+Under RNNQ_NO_SKIP=1 a skipped test fails: a server that is not there must not look like a pass.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from rnnq import db, queue
+
+ROOT = Path(__file__).parent.parent
+PROVENANCE = {
+    "host": "testhost",
+    "device": "cpu",
+    "git_commit": None,
+    "git_dirty": None,
+    "command_line": "pytest",
+    "versions": "{}",
+}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    if os.environ.get("RNNQ_NO_SKIP") == "1" and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped under RNNQ_NO_SKIP=1: {report.longrepr}"
+    return report
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """A new, empty study."""
+    db.upgrade(str(tmp_path / "experiments.db"))
+    opened = db.open(str(tmp_path / "experiments.db"))
+    yield opened
+    opened.dispose()
+
+
+def new_runs(n: int, first: int = 0) -> list[queue.NewRun]:
+    """Runs without meaning, told apart by their seed."""
+    return [
+        queue.NewRun(
+            label=f"run{i}",
+            config=f'{{"seed":{i}}}',
+            fingerprint=f"f{i}",
+            group_key="g",
+            seed=i,
+            pack_key=None,
+            budget=10,
+        )
+        for i in range(first, first + n)
+    ]
+
+
+def new_stage(n: int = 1, name: str = "s", **changes: object) -> queue.NewStage:
+    """A stage of n such runs."""
+    values: dict[str, object] = {
+        "name": name,
+        "family": "f",
+        "version": 1,
+        "family_in_source": False,
+        "has_rule": False,
+        "source": None,
+        "source_sha256": None,
+        "fields": {"seed": "int"},
+        "metrics": [{"name": "loss", "unit": "nats", "better": "min", "primary": True}],
+        "seed_fields": ["seed"],
+        "data": {},
+        "runs": new_runs(n),
+    }
+    return queue.NewStage(**(values | changes))  # type: ignore[arg-type]
+
+
+def claim_one(engine: Engine, worker: str = "w", now: float | None = None) -> queue.Claim:
+    """Claim the next run for a worker that is registered if need be."""
+    with db.reading(engine) as connection:
+        known = connection.exec_driver_sql("SELECT 1 FROM workers WHERE id = ?", (worker,)).first()
+    if not known:
+        queue.register(engine, worker, "cpu", {})
+    [claim] = queue.claim(engine, worker, PROVENANCE, now=now)
+    return claim
+
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """`rnnq ...` as a real process in a temporary folder: cli("init", "defs/x.py", code=0)."""
+
+    def run(*words: str, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "rnnq", *words],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if code is not None:
+            assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run
