@@ -1,0 +1,92 @@
+"""This machine and this process: who they are, whether another process still lives, and what code runs here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+
+@cache
+def name() -> str:
+    """Host name, boot and process namespace: together they say where a process id means something.
+
+    Two containers may share a host name and not see each other's processes; a reboot hands out the same ids anew.
+    """
+    boot = _read("/proc/sys/kernel/random/boot_id").strip()[:8]
+    try:
+        namespace = str(Path("/proc/self/ns/pid").readlink()).strip("pid:[]")
+    except OSError:
+        namespace = ""
+    return "/".join(part for part in (socket.gethostname(), boot, namespace) if part)
+
+
+def short(host: str) -> str:
+    """The host name alone, for people."""
+    return host.split("/", 1)[0]
+
+
+def process_start(pid: int) -> str | None:
+    """When a process began, in the kernel's ticks; with the pid it names a process for good.
+
+    None where the system does not tell, and for a process that is gone. A zombie is gone: it will not write again.
+    """
+    stat = _read(f"/proc/{pid}/stat")
+    fields = stat.rpartition(")")[2].split()  # the name in brackets may hold spaces
+    if len(fields) < 20 or fields[0] in ("Z", "X"):
+        return None
+    return fields[19]
+
+
+def is_gone(host: str, pid: int, start: str | None) -> bool:
+    """Whether a process is surely dead. Never true for a process of another host, or one without a known start."""
+    return host == name() and start is not None and process_start(pid) != start
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
+
+
+# ------------------------------------------------------------------------------------------------ provenance
+
+
+def command_line() -> str:
+    """The command as one could type it again."""
+    return shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]])
+
+
+def git_state(folder: Path) -> tuple[str | None, bool | None]:
+    """The commit of a folder, and whether tracked files differ from it; (None, None) outside of git."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None, None
+    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return commit.strip(), None if changes is None else bool(changes.strip())
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that numbers depend on."""
+    found = {"python": platform.python_version(), "platform": platform.platform(), "pid": str(os.getpid())}
+    for package in ("rnnq", "torch", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found

@@ -1,0 +1,692 @@
+"""Every change of a run's state; nothing else writes one.
+
+    waiting  -> pending (gate open, wake_at passed), skipped, cancelled
+    pending  -> running (claim), cancelled
+    running  -> done (finish), failed (fail, reap), cancelled, pending (release, reap), waiting (delayed retry)
+    failed, cancelled, skipped -> pending (retry);   done -> pending (extend)
+
+`attempt` rises in the claim statement and nowhere else. Every later write of the owner is guarded by run, attempt,
+worker and state, not by the clock: a lease that is past its time but not reaped is still ours.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text
+
+from rnnq import db, host
+from rnnq.errors import InputError, LeaseLost
+
+CHUNK = 2000  # rows a transaction of init inserts: about 0.05 s, so that nobody's heartbeat waits long
+LOST_LIMIT = 3  # attempts lost in a row without a new checkpoint, after which a run fails
+
+Point = tuple[str, int, float]  # name, step, value
+Saved = Mapping[str, Any]  # a checkpoint file: path below the root, step, sha256, bytes
+
+
+# ------------------------------------------------------------------------------------------ what enters, cleaned
+
+
+def clean_text(value: str) -> str:
+    """NUL and control codes escaped: one database refuses them, terminals obey them."""
+    return "".join(c if (c >= " " and c != "\x7f") or c in "\n\t" else f"\\x{ord(c):02x}" for c in value)
+
+
+def clean(value: Any, name: str, nonfinite: list[str]) -> Any:
+    """A value that JSON can hold. Numbers that are not finite become null, and their names are noted."""
+    if isinstance(value, float) and not math.isfinite(value):
+        nonfinite.append(name)
+        return None
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, Mapping):
+        return {clean_text(str(k)): clean(v, f"{name}.{k}" if name else str(k), nonfinite) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [clean(item, name, nonfinite) for item in value]
+    return value
+
+
+def clean_summary(summary: Mapping[str, Any]) -> str:
+    """A summary as JSON text. One NaN in it would make every filter on it fail."""
+    nonfinite: list[str] = []
+    cleaned = clean(summary, "", nonfinite)
+    if nonfinite:
+        cleaned["nonfinite"] = sorted(set(nonfinite))
+    return _dump(cleaned)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _load(value: str | None) -> Any:
+    return None if value is None else json.loads(value)
+
+
+# ---------------------------------------------------------------------------------------------------------- init
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """A run to be: its config, checked, and what was derived from it."""
+
+    label: str
+    config: str
+    fingerprint: str
+    group_key: str
+    seed: int | None
+    pack_key: str | None
+    budget: int | None
+    parents: tuple[tuple[int, str, str], ...] = ()  # (parent run, kind, JSON detail)
+
+
+@dataclass(frozen=True)
+class NewStage:
+    """A stage to be made or added to, and all its runs."""
+
+    name: str
+    family: str
+    version: int
+    family_in_source: bool
+    has_rule: bool
+    source: str | None
+    source_sha256: str | None
+    fields: Mapping[str, str]
+    metrics: Sequence[Mapping[str, Any]]
+    seed_fields: Sequence[str]
+    data: Mapping[str, str]
+    runs: Sequence[NewRun] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Added:
+    """What an init did to one stage. `left` are labels of runs that the definition no longer has; they stay."""
+
+    stage: str
+    added: int
+    present: int
+    left: tuple[str, ...]
+
+
+def preview(engine: Engine, stages: Sequence[NewStage]) -> list[Added]:
+    """What `init` would do. Raises InputError for a stage that exists with another family or other data."""
+    with db.reading(engine) as connection:
+        _refuse_changed(connection, stages)
+        return [_compare(stage, _present(connection, stage.name)) for stage in stages]
+
+
+def init(engine: Engine, stages: Sequence[NewStage]) -> list[Added]:
+    """Add the runs that are not there yet: all of them, or none.
+
+    The rows go in by chunks, into intakes that no one sees or claims until the last transaction marks them
+    complete. An intake that a dead process left open is removed; that of a living one is waited for.
+    """
+    found = preview(engine, stages)
+    intakes = _open_intakes(engine, stages)
+    try:
+        found = preview(engine, stages)  # again: now nobody else adds to these stages
+        for stage in stages:
+            _insert_runs(engine, intakes[stage.name], stage)
+        _complete(engine, intakes, stages)
+    except BaseException:
+        for intake in intakes.values():
+            _remove_intake(engine, intake)
+        raise
+    return found
+
+
+def _compare(stage: NewStage, present: Mapping[str, str]) -> Added:
+    wanted = {run.fingerprint for run in stage.runs}
+    known = len(wanted & present.keys())
+    left = tuple(label for fingerprint, label in present.items() if fingerprint not in wanted)
+    return Added(stage.name, len(wanted) - known, known, left)
+
+
+def _present(connection: Connection, stage: str) -> dict[str, str]:
+    sql = "SELECT fingerprint, label FROM runs JOIN intakes ON intakes.id = runs.intake AND intakes.complete"
+    rows = connection.execute(text(f"{sql} WHERE runs.stage = :stage ORDER BY runs.id"), {"stage": stage})
+    return {row.fingerprint: row.label for row in rows}
+
+
+def _refuse_changed(connection: Connection, stages: Sequence[NewStage]) -> None:
+    problems = []
+    for stage in stages:
+        sql = """SELECT family, version, data FROM stages WHERE name = :name
+                 AND EXISTS (SELECT 1 FROM intakes WHERE stage = :name AND complete)"""
+        row = connection.execute(text(sql), {"name": stage.name}).one_or_none()
+        if row is None:
+            continue
+        if row.family != stage.family:
+            problems.append(f"stage {stage.name} exists with family {row.family}, not {stage.family}")
+        known = _load(row.data)
+        for corpus, sha256 in stage.data.items():
+            if known.get(corpus, sha256) != sha256:
+                was = known[corpus][:12]
+                problems.append(f"stage {stage.name} was made with {corpus} of sha256 {was}, now it is {sha256[:12]}")
+    if problems:
+        raise InputError(problems, "give the stage another name, or use another --db")
+
+
+def _open_intakes(engine: Engine, stages: Sequence[NewStage]) -> dict[str, int]:
+    while True:
+        with db.transaction(engine) as connection:
+            rivals = [rival for stage in stages for rival in _rivals(connection, stage.name)]
+            if not rivals:
+                return {stage.name: _open_intake(connection, stage) for stage in stages}
+        dead = [intake for intake, alive in rivals if not alive]
+        for intake in dead:
+            _remove_intake(engine, intake)
+        if not dead:
+            time.sleep(0.05)  # a living init adds to one of our stages: it ends soon
+
+
+def _rivals(connection: Connection, stage: str) -> list[tuple[int, bool]]:
+    """Open intakes of a stage, each with whether its process may still live."""
+    sql = f"""SELECT id, host, pid, pid_start, {db.NOW} - beat_at > (SELECT lease_s FROM study) AS silent
+              FROM intakes WHERE stage = :stage AND NOT complete"""
+    rows = connection.execute(text(sql), {"stage": stage}).all()
+    return [(r.id, not (r.silent or host.is_gone(r.host, r.pid, r.pid_start))) for r in rows]
+
+
+def _open_intake(connection: Connection, stage: NewStage) -> int:
+    _write_stage(connection, stage, "INSERT INTO stages ({names}) VALUES ({values}) ON CONFLICT (name) DO NOTHING")
+    sql = f"""INSERT INTO intakes (stage, complete, host, pid, pid_start, beat_at)
+              VALUES (:stage, :no, :host, :pid, :start, {db.NOW}) RETURNING id"""
+    return int(connection.execute(text(sql), {"stage": stage.name, "no": False, **_me()}).scalar_one())
+
+
+def _me() -> dict[str, Any]:
+    return {"host": host.name(), "pid": os.getpid(), "start": host.process_start(os.getpid())}
+
+
+def _write_stage(connection: Connection, stage: NewStage, sql: str) -> None:
+    values = {
+        "name": stage.name,
+        "family": stage.family,
+        "version": stage.version,
+        "family_in_source": stage.family_in_source,
+        "has_rule": stage.has_rule,
+        "source": stage.source,
+        "source_sha256": stage.source_sha256,
+        "command_line": host.command_line(),
+        "fields": _dump(dict(stage.fields)),
+        "metrics": _dump(list(stage.metrics)),
+        "seed_fields": _dump(list(stage.seed_fields)),
+        "data": _dump(dict(stage.data)),
+    }
+    names, marks = ", ".join(values), ", ".join(f":{name}" for name in values)
+    changes = ", ".join(f"{name} = :{name}" for name in values if name != "name")
+    sql = sql.format(names=f"{names}, created_at", values=f"{marks}, {db.NOW}", changes=changes)
+    connection.execute(text(sql), values)
+
+
+def _insert_runs(engine: Engine, intake: int, stage: NewStage) -> None:
+    with db.reading(engine) as connection:
+        present = _present(connection, stage.name)
+    fresh = [run for run in stage.runs if run.fingerprint not in present]
+    sql = f"""INSERT INTO runs (stage, intake, family, label, config, fingerprint, group_key, seed, state, pack_key,
+                                budget, source, source_sha256, created_at)
+              VALUES (:stage, :intake, :family, :label, :config, :fingerprint, :group_key, :seed, 'pending', :pack_key,
+                      :budget, :source, :source_sha256, {db.NOW})"""
+    same = {"stage": stage.name, "intake": intake, "family": stage.family}
+    same |= {"source": stage.source, "source_sha256": stage.source_sha256}
+    for start in range(0, len(fresh), CHUNK):
+        rows = [same | {name: getattr(run, name) for name in _RUN_FIELDS} for run in fresh[start : start + CHUNK]]
+        with db.transaction(engine) as connection:
+            connection.execute(text(sql), rows)
+            connection.execute(text(f"UPDATE intakes SET beat_at = {db.NOW} WHERE id = :id"), {"id": intake})
+        time.sleep(0.02)  # leave a gap in which a waiting heartbeat finds the lock free
+
+
+_RUN_FIELDS = ("label", "config", "fingerprint", "group_key", "seed", "pack_key", "budget")
+
+
+def _complete(engine: Engine, intakes: Mapping[str, int], stages: Sequence[NewStage]) -> None:
+    with db.transaction(engine) as connection:
+        for stage in stages:
+            _write_stage(connection, stage, "UPDATE stages SET {changes} WHERE name = :name")
+            for run in stage.runs:
+                _write_lineage(connection, stage.name, run)
+        for intake in intakes.values():
+            # an init that added nothing leaves no intake behind: every claim visits each of them
+            connection.execute(
+                text("DELETE FROM intakes WHERE id = :id AND NOT EXISTS (SELECT 1 FROM runs WHERE intake = :id)"),
+                {"id": intake},
+            )
+            connection.execute(text("UPDATE intakes SET complete = :yes WHERE id = :id"), {"id": intake, "yes": True})
+
+
+def _write_lineage(connection: Connection, stage: str, run: NewRun) -> None:
+    sql = """INSERT INTO lineage (child, parent, kind, detail)
+             SELECT id, :parent, :kind, :detail FROM runs WHERE stage = :stage AND fingerprint = :fingerprint
+             ON CONFLICT DO NOTHING"""
+    for parent, kind, detail in run.parents:
+        values = {"stage": stage, "fingerprint": run.fingerprint, "parent": parent, "kind": kind, "detail": detail}
+        connection.execute(text(sql), values)
+
+
+def _remove_intake(engine: Engine, intake: int) -> None:
+    """Take back an intake that was never completed, by chunks. Its runs were never seen, so they have no children."""
+    sql = "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE intake = :id LIMIT :chunk)"
+    while True:
+        with db.transaction(engine) as connection:
+            if connection.execute(text("SELECT complete FROM intakes WHERE id = :id"), {"id": intake}).scalar():
+                return
+            if connection.execute(text(sql), {"id": intake, "chunk": CHUNK}).rowcount == 0:
+                connection.execute(text("DELETE FROM intakes WHERE id = :id"), {"id": intake})
+                return
+        time.sleep(0.02)
+
+
+# ------------------------------------------------------------------------------------------------------- workers
+
+
+def register(engine: Engine, worker: str, device: str, scope: Mapping[str, Any]) -> None:
+    """Enter a worker, so that others see it and can tell whether it still lives."""
+    sql = f"""INSERT INTO workers (id, host, pid, pid_start, device, scope, command_line, state, started_at, beat_at)
+              VALUES (:id, :host, :pid, :start, :device, :scope, :line, 'live', {db.NOW}, {db.NOW})"""
+    values = {"id": worker, "device": device, "scope": _dump(dict(scope)), "line": host.command_line(), **_me()}
+    with db.transaction(engine) as connection:
+        connection.execute(text(sql), values)
+
+
+def leave(engine: Engine, worker: str, message: str) -> None:
+    """A worker says goodbye."""
+    sql = f"UPDATE workers SET state = 'left', left_at = {db.NOW}, message = :message WHERE id = :id"
+    with db.transaction(engine) as connection:
+        connection.execute(text(sql), {"id": worker, "message": clean_text(message)})
+
+
+def beat(engine: Engine, worker: str, held: Iterable[tuple[int, int]], now: float | None = None) -> dict[int, str]:
+    """Renew the leases of exactly the runs that are named: (run, attempt) pairs.
+
+    Returns {run: wish} for those that are still ours; the wish is "" when there is none. A run whose claim was
+    answered but never heard is not named, and so expires.
+    """
+    pairs = list(held)
+    marks = ", ".join(f"(:r{i}, :a{i})" for i in range(len(pairs))) or "(NULL, NULL)"
+    values: dict[str, Any] = {f"r{i}": run for i, (run, _) in enumerate(pairs)}
+    values |= {f"a{i}": attempt for i, (_, attempt) in enumerate(pairs)}
+    renew = f"""UPDATE runs SET lease_until = :now + (SELECT lease_s FROM study)
+                WHERE worker = :worker AND state = 'running' AND (id, attempt) IN (VALUES {marks})
+                RETURNING id, wish"""
+    alive = "UPDATE workers SET beat_at = :now, state = 'live', left_at = NULL WHERE id = :worker"
+    with db.transaction(engine) as connection:
+        values |= {"worker": worker, "now": db.clock(connection, now)}
+        connection.execute(text(alive), {"worker": worker, "now": values["now"]})
+        return {row.id: row.wish or "" for row in connection.execute(text(renew), values).all()}
+
+
+# --------------------------------------------------------------------------------------------------------- claim
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to train one run, and all that is needed to do it. `attempt` is the fencing token."""
+
+    run: int
+    attempt: int
+    worker: str
+    until: float  # when the lease ends, unless a beat renews it
+    stage: str
+    family: str
+    label: str
+    config: Mapping[str, Any]
+    fingerprint: str
+    pack_key: str | None
+    budget: int | None
+    steps_done: int
+    checkpoint: Saved | None
+    checkpoint_prev: Saved | None
+    checkpoint_best: Saved | None
+    source: str | None  # the definition file that holds the family; None for a family of a package
+    source_sha256: str | None
+    data: Mapping[str, str]  # {corpus: sha256} of the stage
+
+
+# For each unpaused stage the head of its own queue, then the best of those heads: every look is one dive into a
+# partial index, so the cost does not grow with the table, nor with paused, delayed, running or finished rows.
+_CLAIM = """
+UPDATE runs SET state = 'running', attempt = attempt + 1, worker = :worker, wish = NULL, message = NULL, cause = NULL,
+                lease_until = :now + (SELECT lease_s FROM study), started_at = coalesce(started_at, :now)
+WHERE state = 'pending' AND id IN (
+    SELECT head.id FROM intakes
+    JOIN stages ON stages.name = intakes.stage
+    JOIN runs AS head ON head.id IN (
+        SELECT inner_run.id FROM runs AS inner_run
+        WHERE inner_run.state = 'pending' AND inner_run.intake = intakes.id AND inner_run.stage = intakes.stage
+        ORDER BY inner_run.priority DESC, inner_run.id LIMIT :limit)
+    WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
+    ORDER BY head.priority DESC, head.id LIMIT :limit)
+RETURNING id, attempt, lease_until, stage, family, label, config, fingerprint, pack_key, budget, steps_done,
+          checkpoint, checkpoint_prev, checkpoint_best, priority,
+          (SELECT CASE WHEN family_in_source THEN source END FROM stages WHERE name = runs.stage) AS source,
+          (SELECT source_sha256 FROM stages WHERE name = runs.stage) AS source_sha256,
+          (SELECT data FROM stages WHERE name = runs.stage) AS data
+"""
+
+_ATTEMPT = """
+INSERT INTO attempts (run_id, attempt, worker, host, device, started_at, git_commit, git_dirty, command_line,
+                      versions, source_sha256)
+VALUES (:run, :attempt, :worker, :host, :device, :now, :git_commit, :git_dirty, :command_line,
+        :versions, :source_sha256)
+"""
+
+
+def claim(
+    engine: Engine,
+    worker: str,
+    provenance: Mapping[str, Any],
+    limit: int = 1,
+    stage: str | None = None,
+    now: float | None = None,
+) -> list[Claim]:
+    """Take up to `limit` pending runs: highest priority first, then oldest.
+
+    Each claim is ours for LEASE seconds unless `beat` renews it. An empty list means that nothing is pending now,
+    not that all is done. `provenance` goes into the attempt's row: host, device, git_commit, git_dirty,
+    command_line, versions.
+    """
+    with db.transaction(engine) as connection:
+        moment = db.clock(connection, now)
+        values = {"worker": worker, "now": moment, "limit": limit, "stage": stage}
+        rows = connection.execute(text(_CLAIM), values).all()
+        rows = sorted(rows, key=lambda row: (-row.priority, row.id))
+        for row in rows:
+            attempt = {"run": row.id, "attempt": row.attempt, "worker": worker, "now": moment}
+            connection.execute(text(_ATTEMPT), {**provenance, **attempt, "source_sha256": row.source_sha256})
+    return [_claim_of(row, worker) for row in rows]
+
+
+def _claim_of(row: Any, worker: str) -> Claim:
+    same = ("attempt", "stage", "family", "label", "fingerprint", "pack_key", "budget", "steps_done")
+    parsed = ("config", "checkpoint", "checkpoint_prev", "checkpoint_best", "data")
+    return Claim(
+        run=row.id,
+        worker=worker,
+        until=row.lease_until,
+        source=row.source,
+        source_sha256=row.source_sha256 if row.source else None,
+        **{name: getattr(row, name) for name in same},
+        **{name: _load(getattr(row, name)) for name in parsed},
+    )
+
+
+def has_open(engine: Engine, stage: str | None = None) -> bool:
+    """Whether anything in the scope is pending, running, or waiting and able to open; paused stages do not count."""
+    sql = """SELECT 1 FROM intakes JOIN stages ON stages.name = intakes.stage
+             WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
+             AND EXISTS (SELECT 1 FROM runs WHERE runs.intake = intakes.id AND runs.stage = intakes.stage
+                         AND runs.state IN ('waiting', 'pending', 'running')) LIMIT 1"""
+    with db.reading(engine) as connection:
+        return connection.execute(text(sql), {"stage": stage}).first() is not None
+
+
+# ------------------------------------------------------------------------------------------- the owner's writes
+
+
+def _write(connection: Connection, claim: Claim, changes: str, values: Mapping[str, Any]) -> None:
+    """Change the run if it is still ours. Raises LeaseLost when it is not."""
+    guard = "id = :run AND attempt = :attempt AND worker = :worker AND state = 'running'"
+    ours = {"run": claim.run, "attempt": claim.attempt, "worker": claim.worker}
+    if connection.execute(text(f"UPDATE runs SET {changes} WHERE {guard}"), {**values, **ours}).rowcount == 0:
+        raise _lease_lost(connection, claim)
+
+
+def _lease_lost(connection: Connection, claim: Claim) -> LeaseLost:
+    row = connection.execute(
+        text("SELECT state, attempt, worker, steps_done FROM runs WHERE id = :run"), {"run": claim.run}
+    ).one_or_none()
+    if row is None:
+        return LeaseLost(f"run {claim.run} is no longer in the database", "it was deleted; this worker goes on")
+    who = f"attempt {row.attempt} of {row.worker} has it" if row.worker else f"it is {row.state} now"
+    return LeaseLost(
+        f"run {claim.run} attempt {claim.attempt} is no longer ours: {who}",
+        f"nothing is lost; the run stands at step {row.steps_done:,}",
+    )
+
+
+def _insert_points(connection: Connection, run: int, points: Iterable[Point]) -> None:
+    points = list(points)
+    if not points:
+        return
+    ids = _metric_ids(connection, {name for name, _, _ in points})
+    rows = [
+        {"run": run, "metric": ids[name], "step": step, "value": value if math.isfinite(value) else None}
+        for name, step, value in points
+    ]
+    sql = "INSERT INTO point (run_id, metric_id, step, value) VALUES (:run, :metric, :step, :value)"
+    connection.execute(text(sql), rows)
+
+
+def _metric_ids(connection: Connection, names: set[str]) -> dict[str, int]:
+    known = {row.name: row.id for row in connection.execute(text("SELECT id, name FROM metrics"))}
+    for name in sorted(names - known.keys()):
+        sql = "INSERT INTO metrics (name) VALUES (:name) RETURNING id"
+        known[name] = connection.execute(text(sql), {"name": name}).scalar_one()
+    return known
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an attempt begins: the step, the curve up to it, and whether the run can still have the same bits."""
+
+    step: int
+    curve: Sequence[Point]
+    numerics: Mapping[str, Any]
+    exact: bool
+    checkpoint: Saved | None = None  # the file that was opened
+    problems: Sequence[str] = ()  # what was wrong with the files that the row named before it
+
+
+def restore(engine: Engine, claim: Claim, start: Start) -> None:
+    """Before training goes on: make the run's points equal to the checkpoint's curve.
+
+    Points that a dead attempt wrote after its last checkpoint go. A damaged checkpoint is no longer named by the
+    row, so that it cannot become "the one before". Raises LeaseLost.
+    """
+    with db.transaction(engine) as connection:
+        changes = "steps_done = :step"
+        values: dict[str, Any] = {"step": start.step}
+        if start.problems:
+            changes += ", checkpoint_prev = NULL, checkpoint = :checkpoint"
+            values["checkpoint"] = _dump(dict(start.checkpoint)) if start.checkpoint else None
+        _write(connection, claim, changes, values)
+        connection.execute(text("DELETE FROM point WHERE run_id = :run"), {"run": claim.run})
+        _insert_points(connection, claim.run, start.curve)
+        sql = """UPDATE attempts SET step_from = :step, step_to = :step, numerics = :numerics, exact = :exact,
+                        message = :message WHERE run_id = :run AND attempt = :attempt"""
+        values |= {"numerics": _dump(dict(start.numerics)), "exact": start.exact}
+        values |= {"message": clean_text("\n".join(start.problems)) or None}
+        connection.execute(text(sql), values | {"run": claim.run, "attempt": claim.attempt})
+
+
+def record(
+    engine: Engine, claim: Claim, step: int, points: Iterable[Point] = (), checkpoint: Saved | None = None
+) -> list[str]:
+    """Write points, and a new checkpoint when there is one, in one fenced transaction.
+
+    Returns the paths of files that the row named before and no longer names: only now may they go. Raises LeaseLost.
+    """
+    with db.transaction(engine) as connection:
+        before = _files(connection, claim.run)
+        changes = "steps_done = :step"
+        values: dict[str, Any] = {"step": step}
+        if checkpoint is not None:
+            # progress was saved: earlier losses no longer count, and the run may join a pack again
+            changes += ", checkpoint_prev = checkpoint, checkpoint = :checkpoint, lost = 0, pack_key = :pack_key"
+            values |= {"checkpoint": _dump(dict(checkpoint)), "pack_key": claim.pack_key}
+        _write(connection, claim, changes, values)
+        _insert_points(connection, claim.run, points)
+        return sorted(before - _files(connection, claim.run))
+
+
+def _files(connection: Connection, run: int) -> set[str]:
+    sql = "SELECT checkpoint, checkpoint_prev, checkpoint_best FROM runs WHERE id = :run"
+    row = connection.execute(text(sql), {"run": run}).one_or_none()
+    return {_load(value)["path"] for value in row or () if value is not None}
+
+
+def finish(
+    engine: Engine,
+    claim: Claim,
+    step: int,
+    summary: Mapping[str, Any],
+    primary: str,
+    points: Iterable[Point] = (),
+    checkpoint: Saved | None = None,
+    best: Saved | None = None,
+) -> list[str]:
+    """The run is done: state, summary, last points, files and the attempt's end in one fenced transaction.
+
+    `primary` names the metric that `runs.loss` holds. Returns the paths of files that the row no longer names.
+    Raises LeaseLost.
+    """
+    value = summary.get(primary)
+    loss = float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    with db.transaction(engine) as connection:
+        before = _files(connection, claim.run)
+        changes = "steps_done = :step, summary = :summary, loss = :loss, checkpoint_prev = NULL, lost = 0"
+        values = {"step": step, "summary": clean_summary(summary), "loss": loss}
+        for name, saved in (("checkpoint", checkpoint), ("checkpoint_best", best)):
+            if saved is not None:
+                changes += f", {name} = :{name}"
+                values[name] = _dump(dict(saved))
+                _insert_artifact(connection, claim.run, name, saved)
+        _end(connection, claim, "done", changes, values)
+        _insert_points(connection, claim.run, points)
+        _end_attempt(connection, claim, "done", step)
+        return sorted(before - _files(connection, claim.run))
+
+
+def _insert_artifact(connection: Connection, run: int, kind: str, saved: Saved) -> None:
+    sql = """INSERT INTO artifacts (run_id, kind, step, path, bytes, sha256)
+             VALUES (:run, :kind, :step, :path, :bytes, :sha256)"""
+    connection.execute(text(sql), {**saved, "run": run, "kind": kind})
+
+
+def fail(engine: Engine, claim: Claim, cause: str, message: str, trace: str = "", points: Iterable[Point] = ()) -> None:
+    """The run has failed, for a cause that trying again does not heal; its trace is kept whole. Raises LeaseLost."""
+    with db.transaction(engine) as connection:
+        message = clean_text(message)
+        changes = "failures = failures + 1, cause = :cause, message = :message"
+        _end(connection, claim, "failed", changes, {"cause": cause, "message": message})
+        _insert_points(connection, claim.run, points)
+        _end_attempt(connection, claim, "failed", None, cause, message, clean_text(trace))
+
+
+def release(engine: Engine, claim: Claim, message: str = "") -> None:
+    """Give the run back uncounted: it is pending again, with its checkpoints. Raises LeaseLost."""
+    with db.transaction(engine) as connection:
+        _write(connection, claim, "state = 'pending', worker = NULL, lease_until = NULL, wish = NULL", {})
+        _end_attempt(connection, claim, "released", None, "preempted", clean_text(message))
+
+
+def _end(connection: Connection, claim: Claim, state: str, changes: str, values: Mapping[str, Any]) -> None:
+    ended = f"{changes}, state = :state, ended_at = {db.NOW}, worker = NULL, lease_until = NULL, wish = NULL"
+    _write(connection, claim, ended, {**values, "state": state})
+
+
+def _end_attempt(
+    connection: Connection,
+    claim: Claim,
+    ended: str,
+    step: int | None,
+    cause: str | None = None,
+    message: str | None = None,
+    trace: str | None = None,
+) -> None:
+    sql = f"""UPDATE attempts SET ended = :ended, ended_at = {db.NOW}, cause = :cause, traceback = :trace,
+                     message = coalesce(:message, message),
+                     step_to = coalesce(:step, (SELECT steps_done FROM runs WHERE id = :run))
+              WHERE run_id = :run AND attempt = :attempt"""
+    values = {"ended": ended, "cause": cause, "message": message, "trace": trace, "step": step}
+    connection.execute(text(sql), values | {"run": claim.run, "attempt": claim.attempt})
+
+
+# ---------------------------------------------------------------------------------------------------------- reap
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """A run taken from a worker that no longer beats, and what became of it: pending, or failed."""
+
+    run: int
+    attempt: int
+    worker: str
+    state: str
+
+
+def reap(engine: Engine, by_clock: bool = True, now: float | None = None) -> list[Reaped]:
+    """Take back the runs of processes of this host that are gone and, `by_clock`, those whose lease has ended.
+
+    Such a run is pending again and keeps its checkpoints; the third attempt lost in a row without a new checkpoint
+    fails it. `by_clock` is for callers that have been connected for a whole LEASE: after an outage the living
+    shall beat first.
+    """
+    with db.reading(engine) as connection:
+        moment = db.clock(connection, now)
+        gone = _gone_workers(connection)
+        sql = f"SELECT 1 WHERE EXISTS ({_EXPIRED})"
+        expired = by_clock and connection.execute(text(sql), {"now": moment}).first() is not None
+    if not gone and not expired:
+        return []  # the usual case takes no write lock
+    return _take_back(engine, gone, by_clock, now)
+
+
+_EXPIRED = "SELECT id FROM runs WHERE state = 'running' AND lease_until < :now"
+
+
+def _gone_workers(connection: Connection) -> list[str]:
+    sql = "SELECT id, host, pid, pid_start FROM workers WHERE state = 'live' AND host = :host"
+    rows = connection.execute(text(sql), {"host": host.name()}).all()
+    return [row.id for row in rows if host.is_gone(row.host, row.pid, row.pid_start)]
+
+
+def _take_back(engine: Engine, gone: list[str], by_clock: bool, now: float | None) -> list[Reaped]:
+    with db.transaction(engine) as connection:
+        moment = db.clock(connection, now)
+        sql = "SELECT id, attempt, worker, lost, lease_until FROM runs WHERE state = 'running' AND "
+        rows = [
+            row
+            for worker in gone
+            for row in connection.execute(text(sql + "worker = :worker"), {"worker": worker}).all()
+        ]
+        if by_clock:
+            seen = {row.id for row in rows}
+            late = connection.execute(text(sql + "lease_until < :now ORDER BY id"), {"now": moment}).all()
+            rows += [row for row in late if row.id not in seen]
+        for worker in gone:
+            sql = "UPDATE workers SET state = 'lost', left_at = :now, message = :why WHERE id = :id"
+            connection.execute(text(sql), {"now": moment, "id": worker, "why": "its process is gone"})
+        return [_lose(connection, row, moment, row.worker in gone) for row in rows]
+
+
+def _lose(connection: Connection, row: Any, now: float, gone: bool) -> Reaped:
+    why = "its process is gone" if gone else f"no heartbeat; the lease ended {now - row.lease_until:.1f} s before"
+    message = f"worker {row.worker} was lost: {why}"
+    failed = row.lost + 1 >= LOST_LIMIT
+    if failed:
+        state = "failed"
+        changes = "failures = failures + 1, ended_at = :now, cause = 'lost', message = :message"
+        message = f"lost {row.lost + 1} times in a row without a new checkpoint; last: {message}"
+    else:
+        state = "pending"
+        changes = "message = :message"
+    # without a pack key the run is next claimed alone: what killed its worker shall not take pack mates along
+    sql = f"""UPDATE runs SET state = :state, worker = NULL, lease_until = NULL, wish = NULL, lost = lost + 1,
+                     pack_key = NULL, {changes} WHERE id = :run"""
+    values = {"state": state, "run": row.id, "message": message, **({"now": now} if failed else {})}
+    connection.execute(text(sql), values)
+    sql = """UPDATE attempts SET ended = 'lost', ended_at = :now, cause = 'lost', message = :message,
+                    step_to = (SELECT steps_done FROM runs WHERE id = :run)
+             WHERE run_id = :run AND attempt = :attempt"""
+    connection.execute(text(sql), {"now": now, "message": message, "run": row.id, "attempt": row.attempt})
+    return Reaped(row.id, row.attempt, row.worker, state)

@@ -1,0 +1,143 @@
+"""What is pending, running, done and failed; who works; when it ends. Text SQL alone, so that it answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text
+
+from rnnq import db, host
+from rnnq.query import STATES
+
+OPEN = ("waiting", "pending", "running")
+RATE_WINDOW = 3600.0  # seconds back from now in which finished runs count for the rate
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One stage in numbers. `reckoned` says how the ETA came about."""
+
+    stage: str
+    paused: bool
+    counts: dict[str, int]
+    runs_per_hour: float | None
+    eta_s: float | None
+    reckoned: str
+
+    @property
+    def total(self) -> int:
+        """All runs of the stage."""
+        return sum(self.counts.values())
+
+
+def stages(engine: Engine, stage: str | None = None) -> list[StageStatus]:
+    """Every stage in the order in which they were made, or the one that is named."""
+    with db.reading(engine) as connection:
+        now = db.clock(connection)
+        names = _stage_names(connection, stage)
+        live = _live_workers(connection, now)
+        return [_stage_status(connection, row.name, bool(row.paused), now, live) for row in names]
+
+
+def _stage_names(connection: Connection, stage: str | None) -> list[Any]:
+    sql = """SELECT name, paused FROM stages WHERE (:stage IS NULL OR name = :stage)
+             AND EXISTS (SELECT 1 FROM intakes WHERE intakes.stage = stages.name AND complete)
+             ORDER BY created_at, name"""
+    return list(connection.execute(text(sql), {"stage": stage}).all())
+
+
+def _live_workers(connection: Connection, now: float) -> int:
+    sql = "SELECT count(*) FROM workers WHERE state = 'live' AND beat_at > :now - (SELECT lease_s FROM study)"
+    return int(connection.execute(text(sql), {"now": now}).scalar_one())
+
+
+def _stage_status(connection: Connection, stage: str, paused: bool, now: float, live: int) -> StageStatus:
+    sql = """SELECT runs.state, count(*) AS n FROM intakes JOIN runs
+             ON runs.intake = intakes.id AND runs.stage = intakes.stage
+             WHERE intakes.stage = :stage AND intakes.complete GROUP BY runs.state"""
+    found = {row.state: row.n for row in connection.execute(text(sql), {"stage": stage})}
+    counts = {state: found[state] for state in STATES if state in found}
+    rate = _runs_per_hour(connection, stage, now)
+    eta, reckoned = _eta(connection, stage, counts, live)
+    return StageStatus(stage, paused, counts, rate, eta, reckoned)
+
+
+def _runs_per_hour(connection: Connection, stage: str, now: float) -> float | None:
+    """Runs finished in the last hour of work, over the time since the first of them began."""
+    sql = """SELECT count(*) AS n, min(started_at) AS first, max(ended_at) AS last FROM runs
+             WHERE stage = :stage AND state = 'done' AND started_at IS NOT NULL AND ended_at >= (
+                 SELECT max(ended_at) - :window FROM runs WHERE stage = :stage)"""
+    row = connection.execute(text(sql), {"stage": stage, "window": RATE_WINDOW}).one()
+    if not row.n or row.last <= row.first:
+        return None
+    return float(row.n / (row.last - row.first) * 3600)
+
+
+def _eta(connection: Connection, stage: str, counts: dict[str, int], live: int) -> tuple[float | None, str]:
+    """Seconds until the stage is done: the steps that are left at the seconds per step of finished attempts."""
+    left = sum(counts.get(state, 0) for state in OPEN)
+    if not left:
+        return 0.0, "nothing is left"
+    sql = """SELECT count(*) AS n, sum(attempts.ended_at - attempts.started_at) AS seconds,
+                    sum(coalesce(step_to - step_from, 0)) AS steps
+             FROM runs JOIN attempts ON attempts.run_id = runs.id AND attempts.attempt = runs.attempt
+             WHERE runs.stage = :stage AND runs.state = 'done' AND attempts.ended = 'done'"""
+    done = connection.execute(text(sql), {"stage": stage}).one()
+    if not done.n:
+        return None, "no run of the stage has finished yet"
+    workers = max(live, 1)
+    of = f"{done.n} finished run{'s' if done.n != 1 else ''}, {workers} worker{'s' if workers != 1 else ''}"
+    steps_left = _steps_left(connection, stage)
+    if steps_left is not None and done.steps:
+        seconds = done.seconds / done.steps * steps_left
+        return seconds / workers, f"{steps_left:,} steps left at {done.steps / done.seconds:,.0f} steps/s; {of}"
+    mean = done.seconds / done.n
+    return mean * left / workers, f"{left} runs left at {mean:.1f} s each; {of}"
+
+
+def _steps_left(connection: Connection, stage: str) -> int | None:
+    """Steps to go in open runs; None when a budget is not known."""
+    sql = """SELECT sum(budget - steps_done) AS steps, count(*) AS n, count(budget) AS known FROM intakes
+             JOIN runs ON runs.intake = intakes.id AND runs.stage = intakes.stage
+             WHERE intakes.stage = :stage AND intakes.complete AND runs.state IN ('waiting', 'pending', 'running')"""
+    row = connection.execute(text(sql), {"stage": stage}).one()
+    return int(row.steps) if row.n and row.known == row.n else None
+
+
+def workers(engine: Engine, stage: str | None = None) -> list[dict[str, Any]]:
+    """Workers that are live, or were lost in the last hour: what each does, and how long ago it beat."""
+    sql = """SELECT workers.id AS worker, workers.host, workers.pid, workers.device, workers.state,
+                    :now - workers.beat_at AS beat_s_ago, workers.message,
+                    runs.id AS run, runs.stage, runs.label, runs.attempt, runs.steps_done AS step, runs.budget
+             FROM workers LEFT JOIN runs ON runs.worker = workers.id AND runs.state = 'running'
+             WHERE (workers.state = 'live' OR (workers.state = 'lost' AND workers.left_at > :now - 3600))
+             AND (:stage IS NULL OR runs.stage IS NULL OR runs.stage = :stage) ORDER BY workers.started_at, runs.id"""
+    with db.reading(engine) as connection:
+        now = db.clock(connection)
+        lease = float(connection.execute(text("SELECT lease_s FROM study")).scalar_one())
+        rows = [dict(row._mapping) for row in connection.execute(text(sql), {"now": now, "stage": stage})]
+    for row in rows:
+        row["host"] = host.short(row["host"])
+        if row["state"] == "live" and row["beat_s_ago"] > lease:
+            row["state"] = "silent"  # its lease has ended; whoever reaps next decides
+    return rows
+
+
+def failures(engine: Engine, stage: str | None = None) -> list[dict[str, Any]]:
+    """Failed runs by stage and cause: how many, which, and the last message."""
+    sql = """SELECT runs.stage, runs.cause, count(*) AS n, max(runs.ended_at) AS latest FROM runs
+             JOIN intakes ON intakes.id = runs.intake AND intakes.complete
+             WHERE runs.state = 'failed' AND (:stage IS NULL OR runs.stage = :stage)
+             GROUP BY runs.stage, runs.cause ORDER BY n DESC, runs.cause"""
+    detail = """SELECT id, message FROM runs WHERE stage = :stage AND state = 'failed' AND cause = :cause
+                ORDER BY ended_at DESC, id DESC LIMIT 5"""
+    with db.reading(engine) as connection:
+        found = []
+        for row in connection.execute(text(sql), {"stage": stage}).all():
+            last = connection.execute(text(detail), {"stage": row.stage, "cause": row.cause}).all()
+            runs = [item.id for item in last]
+            found.append(
+                {"stage": row.stage, "cause": row.cause, "n": row.n, "runs": runs, "message": last[0].message or ""}
+            )
+    return found
