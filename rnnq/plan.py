@@ -1,0 +1,141 @@
+"""A definition becomes checked rows for the queue: family found, every config checked, identity and label derived."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rnnq import families, sweep
+from rnnq.config import Config, check, field_types, fingerprint, group_key, metric_rows, to_json
+from rnnq.errors import DataError, InputError
+from rnnq.queue import NewRun, NewStage
+from rnnq.sweep import Definition, Stage
+
+Progress = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a stage comes from: its family, and the definition file with its family or its rule."""
+
+    family: str
+    config: type[Config]
+    family_in_source: bool
+    has_rule: bool
+    source: str | None
+    source_sha256: str | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One config of a stage as its author wrote it, and the runs that it descends from."""
+
+    values: Mapping[str, Any]
+    parents: tuple[tuple[int, str, str], ...] = ()
+
+
+@dataclass
+class Problems:
+    """Everything that is wrong with a stage. A sentence that many entries share is said once."""
+
+    stage: str
+    found: dict[str, list[int]] = field(default_factory=dict)  # sentence -> entries, counted from 1
+
+    def add(self, sentence: str, entry: int) -> None:
+        """Note what is wrong with an entry."""
+        self.found.setdefault(sentence, []).append(entry)
+
+    def lines(self, total: int) -> list[str]:
+        """One line for each sentence."""
+        return [f"stage {self.stage}, {self._where(at, total)}: {sentence}" for sentence, at in self.found.items()]
+
+    @staticmethod
+    def _where(entries: Sequence[int], total: int) -> str:
+        if len(entries) == 1:
+            return f"entry {entries[0]}"
+        return f"{'all ' if len(entries) == total else ''}{len(entries)} entries, the first is {entries[0]}"
+
+
+def from_definitions(definitions: Sequence[Definition], defs: Path, progress: Progress = iter) -> list[NewStage]:
+    """The stages of definition files, checked whole. Raises InputError with everything that is wrong in them."""
+    made: list[NewStage] = []
+    problems: list[str] = []
+    for definition in definitions:
+        source = sweep.relative_source(definition.path, defs)
+        for stage in definition.stages:
+            try:
+                origin = _origin(stage, source, definition.sha256)
+                made.append(new_stage(stage.name, origin, [Entry(v) for v in stage.configs()], progress))
+            except InputError as error:
+                problems += error.problems + ([f"hint: {error.hint}"] if error.hint else [])
+    names = [stage.name for stage in made]
+    problems += [f"stage {name} is defined twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    if problems:
+        raise InputError(problems)
+    return made
+
+
+def _origin(stage: Stage, source: str, sha256: str) -> Origin:
+    in_source = not isinstance(stage.family, str)
+    config = families.config_of(stage.family) if in_source else families.find_config(stage.family)
+    name = families.name_of(stage.family) if in_source else stage.family
+    return Origin(name, config, in_source, stage.refine is not None, source, sha256)
+
+
+def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Progress = iter) -> NewStage:
+    """A stage's rows from its entries. Equal configs become one run with the parents of all.
+
+    Raises InputError with everything that is wrong in the entries.
+    """
+    problems = Problems(name)
+    configs: dict[str, tuple[Config, list[tuple[int, str, str]]]] = {}
+    for number, entry in enumerate(progress(entries), start=1):
+        config, sentences = check(origin.config, entry.values)
+        for sentence in sentences:
+            problems.add(sentence, number)
+        if config is not None:
+            _, parents = configs.setdefault(fingerprint(origin.family, config), (config, []))
+            parents += [parent for parent in entry.parents if parent not in parents]
+    data = _datasets([config for config, _ in configs.values()], problems)
+    if problems.found:
+        raise InputError(problems.lines(len(entries)))
+    runs = [_new_run(origin.family, key, config, tuple(parents)) for key, (config, parents) in configs.items()]
+    return NewStage(
+        name=name,
+        family=origin.family,
+        version=origin.config.version,
+        family_in_source=origin.family_in_source,
+        has_rule=origin.has_rule,
+        source=origin.source,
+        source_sha256=origin.source_sha256,
+        fields=field_types(origin.config),
+        metrics=metric_rows(origin.config),
+        seed_fields=origin.config.seed_fields,
+        data=data,
+        runs=runs,
+    )
+
+
+def _datasets(configs: Iterable[Config], problems: Problems) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for number, config in enumerate(configs, start=1):
+        try:
+            found |= config.datasets()
+        except DataError as error:
+            problems.add(f"{error.message}{f' (hint: {error.hint})' if error.hint else ''}", number)
+    return found
+
+
+def _new_run(family: str, key: str, config: Config, parents: tuple[tuple[int, str, str], ...]) -> NewRun:
+    return NewRun(
+        label=config.label(),
+        config=to_json(config),
+        fingerprint=key,
+        group_key=group_key(family, config),
+        seed=config.seed,
+        pack_key=config.pack_key(),
+        budget=config.steps_total(),
+        parents=parents,
+    )

@@ -1,0 +1,609 @@
+"""Axes become configs, and a definition file becomes stages.
+
+A *sweep* is many configs as plain dicts, in a stated order; a *stage* gives it a name, a family, the fields that
+all configs share, and a rule for what `promote` makes of a winner. `load` executes a definition and finds its
+stages. No field is checked here: what a config may hold is the family's to say, and the database is not known.
+
+    grid(lr=[1e-3, 1e-4], n_layers=[1, 2]).where(lambda c: c["n_layers"] == 1 or c["lr"] < 1e-3).seeds(3)
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import hashlib
+import importlib.util
+import itertools
+import re
+import stat
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from types import ModuleType, TracebackType
+from typing import Any
+
+from rnnq.errors import InputError, nearest
+
+__all__ = [
+    "Definition",
+    "Stage",
+    "Sweep",
+    "configs",
+    "grid",
+    "load",
+    "load_source",
+    "refined",
+    "relative_source",
+    "resolve_source",
+    "stage",
+    "union",
+    "zip",
+]
+
+Fields = dict[str, Any]
+Predicate = Callable[[Fields], object]
+Rule = Callable[[Fields], Iterable[Mapping[str, Any]] | Mapping[str, Any]]
+
+LARGEST = 2_000_000  # configs in one sweep: about 1 GB of dicts; a slip in a grid is refused before it fills the memory
+STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+EXAMPLE = 'stage = rnnq.stage("stage1", "dynamics", rnnq.grid(n_layers=[1, 2, 3]), base=dict(steps=10_000))'
+
+
+# ------------------------------------------------------------------------------------------------- sweeps
+
+
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class Sweep:
+    """Configs in a stated order. It never changes: every method makes another one, and iteration gives copies."""
+
+    _configs: tuple[Fields, ...]
+
+    def __iter__(self) -> Iterator[Fields]:
+        return map(dict, self._configs)
+
+    def __len__(self) -> int:
+        return len(self._configs)
+
+    def __repr__(self) -> str:
+        return f"<Sweep of {len(self):,} configs>"
+
+    def __add__(self, other: Sweep) -> Sweep:
+        return union(self, other) if isinstance(other, Sweep) else NotImplemented
+
+    def __mul__(self, other: Sweep) -> Sweep:
+        """Every config of the one with every config of the other; the first is the slowest."""
+        if not isinstance(other, Sweep):
+            return NotImplemented
+        shared = sorted(self._field_names() & other._field_names())
+        if shared:
+            raise InputError(
+                f"sweeps that are multiplied must not share a field; both have {', '.join(shared)}",
+                "`a + b` puts one after the other; `.override(field=value)` replaces a field",
+            )
+        _refuse_too_many(len(self) * len(other))
+        return Sweep(tuple(first | second for first in self._configs for second in other._configs))
+
+    def where(self, predicate: Predicate) -> Sweep:
+        """The configs for which `predicate` is true. It gets a dict of the sweep's fields, without those of `base=`."""
+        if not callable(predicate):
+            raise InputError(f"where() takes a function of a config, not {predicate!r}")
+        return Sweep(tuple(config for config in self._configs if _holds(predicate, config)))
+
+    def override(self, **fields: Any) -> Sweep:
+        """Set fields on every config. A list is one value here, not an axis."""
+        return Sweep(tuple(config | fields for config in self._configs))
+
+    def seeds(self, seeds: int | Iterable[int]) -> Sweep:
+        """Repeat each config with seeds 0..n-1, or with the seeds listed. The seed varies fastest."""
+        return self * _seed_axis(seeds)
+
+    def _field_names(self) -> set[str]:
+        names: set[str] = set()
+        for config in self._configs:
+            names.update(config)
+        return names
+
+
+def grid(**axes: Any) -> Sweep:
+    """The full product: the first axis is the slowest, values keep their order, a scalar or a string is one value."""
+    columns = _columns(axes)
+    count = 1
+    for values in columns.values():
+        count *= len(values)
+    _refuse_too_many(count)
+    return _rows(columns, itertools.product(*columns.values()))
+
+
+def zip(**axes: Any) -> Sweep:
+    """Axes of one length, walked together: the first config has the first value of each."""
+    columns = _columns(axes)
+    if not columns:
+        raise InputError("zip() needs at least one axis")
+    if len({len(values) for values in columns.values()}) > 1:
+        lengths = ", ".join(f"{name} has {len(values):,}" for name, values in columns.items())
+        raise InputError(
+            f"zip() needs axes of one length: {lengths}",
+            "grid() makes all combinations; `.override(field=value)` gives every config the same value",
+        )
+    return _rows(columns, builtins.zip(*columns.values(), strict=True))
+
+
+def union(*sweeps: Sweep) -> Sweep:
+    """One sweep after the other. Nothing is dropped: configs that are equal are all kept."""
+    for sweep in sweeps:
+        if not isinstance(sweep, Sweep):
+            raise InputError(f"union() takes sweeps, not {_type_of(sweep)}", "configs([...]) makes one of plain dicts")
+    _refuse_too_many(sum(len(sweep) for sweep in sweeps))
+    return Sweep(tuple(itertools.chain.from_iterable(sweep._configs for sweep in sweeps)))
+
+
+def configs(rows: Iterable[Mapping[str, Any]]) -> Sweep:
+    """A sweep of plain dicts, as they are."""
+    if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
+        raise InputError(f"configs() takes a list of dicts, not {_type_of(rows)}")
+    listed = list(itertools.islice(rows, LARGEST + 1))
+    _refuse_too_many(len(listed))
+    wrong = [f"config {index} is not a dict of fields: {row!r}" for index, row in enumerate(listed) if not _is_row(row)]
+    if wrong:
+        raise InputError(wrong)
+    return Sweep(tuple(dict(row) for row in listed))
+
+
+def _rows(columns: Mapping[str, Sequence[Any]], rows: Iterable[tuple[Any, ...]]) -> Sweep:
+    names = tuple(columns)
+    return Sweep(tuple(dict(builtins.zip(names, row, strict=True)) for row in rows))
+
+
+def _columns(axes: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The values of every axis. Raises InputError with all axes that cannot be used."""
+    columns: dict[str, list[Any]] = {}
+    problems: list[str] = []
+    for name, value in axes.items():
+        try:
+            columns[name] = _values(name, value)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return columns
+
+
+def _values(name: str, value: Any) -> list[Any]:
+    if hasattr(value, "tolist"):
+        value = value.tolist()  # numpy's and torch's numbers become Python's own, also for the predicates
+    if isinstance(value, (set, frozenset)):
+        # sets of strings are walked in another order by each process, and the order of the runs would follow
+        raise InputError(f"axis {name} is a set, which has no order; give a list")
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        return [value]
+    values = list(itertools.islice(value, LARGEST + 1))  # an endless generator ends here, and is refused
+    if not values:
+        raise InputError(f"axis {name} is empty")
+    _refuse_too_many(len(values))
+    return values
+
+
+def _seed_axis(seeds: int | Iterable[int]) -> Sweep:
+    if isinstance(seeds, Iterable):
+        values = _values("seed", seeds)
+        twice = [str(seed) for seed, count in Counter(values).items() if count > 1]
+        if twice:
+            raise InputError(f"seeds() lists twice: {', '.join(twice)}")
+        return grid(seed=values)
+    if not isinstance(seeds, int) or isinstance(seeds, bool) or seeds < 1:
+        raise InputError(f"seeds({seeds!r}): give a number of seeds, at least 1, or a list of seeds")
+    return grid(seed=range(seeds))
+
+
+def _refuse_too_many(count: int) -> None:
+    if count > LARGEST:
+        raise InputError(
+            f"a sweep has at most {LARGEST:,} configs; this one would have {count:,} or more",
+            "leave combinations out before they multiply: grid(...).where(...) * grid(...)",
+        )
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, Mapping) and all(isinstance(name, str) for name in row)
+
+
+def _type_of(value: object) -> str:
+    return f"a {type(value).__name__}"
+
+
+# --------------------------------------------------------------------- the user's functions, and how they fail
+
+
+class _NoField(KeyError):
+    """A function asked a config for a field that it does not have."""
+
+
+class _Asked(dict[str, Any]):
+    """The dict that a user's function gets.
+
+    Its own KeyError tells a misspelt field from a KeyError of the function's own tables.
+    """
+
+    def __missing__(self, name: object) -> Any:
+        raise _NoField(name)
+
+
+def _holds(predicate: Predicate, config: Fields) -> bool:
+    try:
+        return bool(predicate(_Asked(config)))
+    except _NoField as error:
+        raise _no_field(predicate, config, error, " (where() does not see the fields of base=)") from error
+    except Exception as error:
+        raise _failure(predicate, config, error) from error
+
+
+def _no_field(function: Any, config: Mapping[str, Any], error: _NoField, more: str = "") -> InputError:
+    name = str(error.args[0])
+    message = f"{_called(function)} asks for {name}, which is no field of {_listed(config)}"
+    return InputError(message, nearest(name, config) + more)
+
+
+def _failure(function: Any, config: Mapping[str, Any], error: Exception) -> InputError:
+    trace = error.__traceback__.tb_next if error.__traceback__ else None  # without our own call
+    return InputError(f"{_called(function)} fails on {_listed(config)}: {_last_line(error)}", _trace(error, trace))
+
+
+def _called(function: Any) -> str:
+    """A function by name and place: grow (defs/stage1.py:30)."""
+    name = getattr(function, "__name__", None) or repr(function)
+    code = getattr(function, "__code__", None)
+    return f"{name} ({_shown(code.co_filename)}:{code.co_firstlineno})" if code else name
+
+
+def _shown(path: str | Path) -> str:
+    """A path as short as it can be said: relative when it lies below the working directory."""
+    with contextlib.suppress(ValueError, OSError):
+        return str(Path(path).absolute().relative_to(Path.cwd()))
+    return str(path)
+
+
+def _listed(config: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in config.items()) or "a config without fields"
+
+
+def _last_line(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _trace(error: BaseException, since: TracebackType | None) -> str:
+    return "the whole trace:\n" + "".join(traceback.format_exception(type(error), error, since)).rstrip()
+
+
+# ------------------------------------------------------------------------------------------------- stages
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A named set of runs, and what becomes of its winners. Made by `stage`, which checks it."""
+
+    name: str
+    family: Any  # a name, or a family defined in the definition file
+    sweep: Sweep | None  # None: the stage only says how a promoted stage is called and refined
+    base: Fields  # fields that all configs share; an entry of the sweep wins over them
+    refine: Rule | None = None  # one winner in, the next stage's configs out; None keeps the winner as it is
+    next: str | Stage | None = None  # what promote makes of this stage; None lets promote choose the name
+
+    def configs(self) -> Iterator[Fields]:
+        """The fields of each run, in the order of the sweep."""
+        for config in self.sweep or ():
+            yield self.base | config
+
+
+def stage(
+    name: str,
+    family: Any = None,
+    sweep: Sweep | Iterable[Mapping[str, Any]] | None = None,
+    *,
+    base: Mapping[str, Any] | None = None,
+    refine: Rule | None = None,
+    next: str | Stage | None = None,
+) -> Stage:
+    """Declare a stage. `family` and `sweep` may be missing only where the stage is the `next=` of another.
+
+    name    1-64 letters, digits, `_`, `-`, `.`; the first a letter or digit: folders are called after it
+    sweep   a sweep, or a list of dicts
+    base    fields that all configs share
+    refine  config -> dicts of fields (or one dict): what `promote` makes of a winner
+    next    what the promoted stage is called, or a stage that also says how it is refined in turn
+    """
+    problems = [*_wrong_name(name), *_wrong_links(name, refine, next)]
+    if isinstance(family, Sweep):
+        problems.append(f"stage {name}: the family is missing before the sweep")
+    if base is not None and not _is_row(base):
+        problems.append(f"stage {name}: base= takes a dict of fields, not {base!r}")
+    made = sweep if isinstance(sweep, Sweep) else None
+    if sweep is not None and made is None:
+        try:
+            made = configs(sweep)
+        except InputError as error:
+            problems += [f"stage {name}: {problem}" for problem in error.problems]
+    if problems:
+        raise InputError(problems, f"for example: {EXAMPLE}")
+    return Stage(name, family, made, dict(base or {}), refine, next)
+
+
+def _wrong_name(name: object) -> list[str]:
+    if isinstance(name, str) and STAGE_NAME.fullmatch(name):
+        return []
+    rule = "1 to 64 letters, digits, _, - or ., and begins with a letter or a digit"
+    return [f"{name!r} cannot be the name of a stage: a name has {rule}"]
+
+
+def _wrong_links(name: object, refine: object, follows: object) -> list[str]:
+    problems: list[str] = []
+    if refine is not None and not callable(refine):
+        problems.append(f"stage {name}: refine= takes a function of a config, not {refine!r}")
+    if follows is not None and not isinstance(follows, (str, Stage)):
+        problems.append(f"stage {name}: next= takes a name or a stage, not {follows!r}")
+    elif isinstance(follows, str):
+        problems += [f"stage {name}: next=: {problem}" for problem in _wrong_name(follows)]
+    if name == (follows.name if isinstance(follows, Stage) else follows):
+        problems.append(f"stage {name}: next= names the stage itself")
+    return problems
+
+
+def refined(rule: Stage | Rule | None, config: Mapping[str, Any]) -> list[Fields]:
+    """What a stage's rule makes of one winner; the winner itself where there is no rule.
+
+    Raises InputError, which names the rule and the config, when the rule raises, makes nothing, or makes
+    something that is not a dict.
+    """
+    refine = rule.refine if isinstance(rule, Stage) else rule
+    if refine is None:
+        return [dict(config)]
+    try:
+        # copied as they come: a rule may change one dict and yield it twice
+        made = [dict(item) if _is_row(item) else item for item in _items(refine(_Asked(config)))]
+    except _NoField as error:
+        raise _no_field(refine, config, error) from error
+    except Exception as error:
+        raise _failure(refine, config, error) from error
+    hint = "a rule returns or yields dicts of fields, such as config | {'steps': 50_000}"
+    for item in made:
+        if not _is_row(item):
+            raise InputError(f"{_called(refine)} makes {item!r} of {_listed(config)}: not a dict of fields", hint)
+    if not made:
+        raise InputError(f"{_called(refine)} makes nothing of {_listed(config)}", hint)
+    return made
+
+
+def _items(made: Any) -> Iterable[Any]:
+    if made is None:
+        return ()
+    return [made] if isinstance(made, (Mapping, str)) or not isinstance(made, Iterable) else made
+
+
+# -------------------------------------------------------------------------------------------- definitions
+
+
+@dataclass(frozen=True, eq=False)
+class Definition:
+    """A definition file as it was executed."""
+
+    path: Path
+    sha256: str  # of the very bytes that were executed
+    stages: tuple[Stage, ...]  # those with runs of their own, in the order of the file
+    module: ModuleType
+
+    def rule(self, stage_name: str) -> Stage | None:
+        """The stage of that name, also where it is only the `next=` of another; None when there is none."""
+        return next((stage for stage in _reachable(_declared(self.module)) if stage.name == stage_name), None)
+
+
+def load(path: str | Path) -> Definition:
+    """Execute a definition file and find its stages. Raises InputError with everything that is wrong with it."""
+    path = Path(path)
+    return _definition(path, _read(path))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        is_file = stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        beside = sorted(file.name for file in path.parent.glob("*.py"))
+        raise InputError(f"{path} does not exist", nearest(path.name, beside) if beside else None) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be opened: {error}") from error
+    if not is_file:
+        raise InputError(f"{path} is not a file", "a definition is a .py file")
+    if path.suffix in (".yaml", ".yml"):
+        raise InputError(f"{path}: definitions in YAML come later", "a definition is a .py file for now")
+    if path.suffix != ".py":
+        raise InputError(f"{path} is not a definition", "a definition is a .py file")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _definition(path: Path, content: bytes) -> Definition:
+    """What `content`, the bytes of `path`, defines. They are read once, so that the hash is of what was executed."""
+    module = _execute(path, content)
+    problems = [f"{path}: {problem}" for problem in _problems(_declared(module))]
+    if problems:
+        sys.modules.pop(module.__name__, None)
+        raise InputError(problems, f"a definition has at least one stage, for example: {EXAMPLE}")
+    stages = tuple(stage for stage in _declared(module) if stage.sweep is not None)
+    return Definition(path, hashlib.sha256(content).hexdigest(), stages, module)
+
+
+def _declared(module: ModuleType) -> list[Stage]:
+    """The stages of a module's namespace in order, each once however many names it has."""
+    return list({id(value): value for value in vars(module).values() if isinstance(value, Stage)}.values())
+
+
+def _reachable(stages: Iterable[Stage]) -> list[Stage]:
+    """The stages and those that follow them through `next=`, each once."""
+    found: dict[int, Stage] = {}
+    for first in stages:
+        here: str | Stage | None = first
+        while isinstance(here, Stage) and id(here) not in found:
+            found[id(here)] = here
+            here = here.next
+    return list(found.values())
+
+
+def _problems(declared: list[Stage]) -> list[str]:
+    if not declared:
+        return ["lacks `stage`: no name in it holds a stage"]
+    reachable = _reachable(declared)
+    follows = [stage.next for stage in reachable if stage.next is not None]
+    names = Counter(stage.name for stage in reachable)
+    problems = [f"{count} stages are named {name}" for name, count in names.items() if count > 1]
+    for stage in reachable:
+        is_next = any(other is stage or other == stage.name for other in follows)
+        problems += [f"stage {stage.name} {problem}" for problem in _stage_problems(stage, is_next)]
+        if stage.sweep is not None and all(stage is not other for other in declared):
+            problems.append(f"stage {stage.name} is only the next= of another, and its sweep would never be used")
+    if not any(stage.sweep is not None for stage in declared) and not problems:
+        problems.append("no stage has a sweep")
+    return problems
+
+
+def _stage_problems(stage: Stage, is_next: bool) -> list[str]:
+    if stage.sweep is None:
+        if not is_next:
+            return ["lacks its family and its sweep" if stage.family is None else "lacks its sweep"]
+        return ["has base= but no sweep that it could apply to"] if stage.base else []
+    problems = ["lacks its family"] if stage.family is None else []
+    return problems + (["is empty: its sweep has no configs"] if len(stage.sweep) == 0 else [])
+
+
+# --------------------------------------------------------------------------------------- executing a file
+
+_counter = itertools.count(1)
+_helpers: dict[str, Path] = {}  # modules that a definition imported from beside itself, and the folder of each
+
+
+def _execute(path: Path, content: bytes) -> ModuleType:
+    """Run the bytes of a definition as a fresh module."""
+    real = path.resolve()
+    name = f"rnnq_definition_{next(_counter)}_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
+    code = _compiled(path, real, content)
+    spec = importlib.util.spec_from_file_location(name, real)
+    if spec is None:
+        raise InputError(f"{path} is not a definition", "a definition is a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # while it runs too: dataclasses and pydantic look their module up
+    try:
+        # what a definition prints must not stand between the rows of --format json
+        with _importable(real.parent), contextlib.redirect_stdout(sys.stderr):
+            exec(code, module.__dict__)
+    except BaseException as error:
+        sys.modules.pop(name, None)
+        if isinstance(error, (Exception, SystemExit)):
+            raise _raised(path, real, error) from error
+        raise
+    return module
+
+
+def _compiled(path: Path, real: Path, content: bytes) -> Any:
+    try:
+        # dont_inherit: the __future__ imports of this module are not the definition's
+        return compile(content, str(real), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        line = getattr(error, "lineno", None)
+        text = getattr(error, "msg", None) or str(error)
+        shown = "".join(traceback.format_exception_only(error)).rstrip()
+        raise InputError(f"{path}:{line or 1}: {type(error).__name__}: {text}", shown) from error
+
+
+def _raised(path: Path, real: Path, error: BaseException) -> InputError:
+    """The error of a definition that raised: the line of the file that led to it, and the trace from there on."""
+    trace = error.__traceback__
+    while trace and trace.tb_frame.f_code.co_filename != str(real):
+        trace = trace.tb_next
+    lines = [line for frame, line in traceback.walk_tb(trace) if frame.f_code.co_filename == str(real)]
+    place = f"{path}:{lines[-1]}" if lines else str(path)
+    if isinstance(error, InputError):
+        return InputError([f"{place}: {problem}" for problem in error.problems], error.hint)
+    return InputError(f"{place}: {_last_line(error)}", _trace(error, trace))
+
+
+@contextlib.contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let a definition import what lies beside it, and leave no trace in sys.path nor in the folder."""
+    _forget_helpers(folder)
+    path, writes_nothing, known = sys.path[:], sys.dont_write_bytecode, set(sys.modules)
+    sys.path_importer_cache.pop(str(folder), None)  # it may list the folder as it was a moment ago
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        sys.dont_write_bytecode = writes_nothing
+        if str(folder) not in path:
+            fresh = [name for name in sys.modules if name not in known and "." not in name]
+            _helpers.update({name: folder for name in fresh if _lies_in(sys.modules[name], folder)})
+
+
+def _forget_helpers(folder: Path) -> None:
+    """Drop the helpers of other folders: two studies may each have a `common.py`, and must not share one."""
+    old = {name for name, home in _helpers.items() if home != folder}
+    for name in [name for name in sys.modules if name.partition(".")[0] in old]:
+        del sys.modules[name]
+    for name in old:
+        del _helpers[name]
+
+
+def _lies_in(module: Any, folder: Path) -> bool:
+    places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    return any(place is not None and Path(place).parent == folder for place in places)
+
+
+# ---------------------------------------------------------------------------- definitions that a row names
+
+
+def relative_source(path: str | Path, defs_dir: str | Path) -> str:
+    """How a database names a definition: its path below the definitions' folder, else just the file's name."""
+    real, home = Path(path).resolve(), Path(defs_dir).resolve()
+    return real.relative_to(home).as_posix() if real.is_relative_to(home) else Path(path).name
+
+
+def resolve_source(source: str, defs_dir: str | Path) -> Path:
+    """The file that a database names, which must lie below the definitions' folder.
+
+    A database may come from anywhere: absolute paths, `..` and links that lead out of the folder are refused.
+    """
+    # Windows' reading is the stricter one: it knows both separators, drives, and a leading slash
+    asked = PureWindowsPath(source)
+    if not asked.parts or asked.anchor or ".." in asked.parts or "\0" in source:
+        raise InputError(f"{source!r} cannot be a definition: only a path below {defs_dir} is opened", _source_hint())
+    path = Path(defs_dir) / source
+    try:
+        inside = path.resolve().is_relative_to(Path(defs_dir).resolve())
+    except (OSError, RuntimeError):  # a link that leads to itself
+        inside = False
+    if not inside:
+        raise InputError(f"{path} does not lead to a place below {defs_dir}, and is not opened", _source_hint())
+    return path
+
+
+def load_source(source: str, sha256: str, defs_dir: str | Path) -> Definition:
+    """The definition that a database names; it is executed only if its hash is the recorded one."""
+    path = resolve_source(source, defs_dir)
+    try:
+        content = _read(path)
+    except InputError as error:
+        raise InputError(error.problems, _source_hint()) from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise InputError(
+            f"{path} has changed since the stage was made: its sha256 is {found[:12]}, recorded is {sha256[:12]}",
+            _source_hint(),
+        )
+    return _definition(path, content)
+
+
+def _source_hint() -> str:
+    return "`--defs DIR` names the folder that has the file as it was; `promote --rules DEF` takes another file's rule"
