@@ -1,0 +1,146 @@
+"""State to disk: written once, aside, fsynced, then linked into place; never overwritten, never searched for.
+
+A file's name holds its attempt, so that two attempts can never write the same one, however long a worker was
+stopped between two lines. A file counts only once a fenced write has put its path and sha256 into the run's row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rnnq.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint file as the run's row names it."""
+
+    path: str  # below the study's root folder, with forward slashes
+    step: int
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose state it is. Written into each file and compared when it is opened."""
+
+    study: str
+    stage: str
+    run: int
+    fingerprint: str
+
+
+def relative_path(owner: Owner, attempt: int, step: int, kind: str = "") -> str:
+    """Where a checkpoint lies: checkpoints/<study id>/<stage>/<run>/a<attempt>-s<step>.pt."""
+    return f"checkpoints/{owner.study}/{owner.stage}/{owner.run}/a{attempt}-s{step}{kind}.pt"
+
+
+def write_aside(root: Path, path: str, owner: Owner, state: Mapping[str, Any]) -> Path:
+    """Write a checkpoint beside its final place, down to the disk. Returns the temporary file.
+
+    Raises CheckpointError when the disk refuses; what was there before is untouched.
+    """
+    target = root / path
+    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            torch.save({"format": 1, "owner": vars(owner), "state": dict(state)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        aside.unlink(missing_ok=True)
+        raise CheckpointError(f"the checkpoint {target} could not be written: {error}") from error
+    return aside
+
+
+def publish(root: Path, path: str, aside: Path, step: int) -> Saved:
+    """Give a written file its name. Raises CheckpointError when the name is taken."""
+    target = root / path
+    digest, size = _digest(aside)
+    try:
+        _link_once(aside, target)
+    except OSError as error:
+        raise CheckpointError(f"the checkpoint {target} could not be put in place: {error}") from error
+    finally:
+        aside.unlink(missing_ok=True)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name too must survive a power cut
+    finally:
+        os.close(folder)
+    return Saved(path, step, digest, size)
+
+
+def _link_once(aside: Path, target: Path) -> None:
+    """Unlike a rename, a hard link never replaces a file."""
+    try:
+        os.link(aside, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if target.exists():
+            raise
+        aside.rename(target)
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
+
+
+def load(root: Path, saved: Saved, owner: Owner) -> dict[str, Any]:
+    """The state in a checkpoint file, on the CPU.
+
+    Raises CheckpointError when the file is missing, holds other bytes than the row says, or belongs to another
+    run, config or study. Nothing in it can run code (weights_only).
+    """
+    path = root / saved.path
+    if ".." in Path(saved.path).parts or Path(saved.path).is_absolute():
+        raise CheckpointError(f"{saved.path} does not lie below the study's folder")
+    try:
+        digest, _ = _digest(path)
+        if digest != saved.sha256:
+            raise CheckpointError(f"{path} is damaged: sha256 {digest[:12]}, the row says {saved.sha256[:12]}")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a file can hold that torch cannot read
+        raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    found = content.get("owner")
+    if found != vars(owner):
+        raise CheckpointError(f"{path} belongs to {found}, not to {vars(owner)}")
+    state: dict[str, Any] = content["state"]
+    return state
+
+
+def newest(
+    root: Path, candidates: Sequence[Saved | None], owner: Owner
+) -> tuple[Saved | None, dict[str, Any] | None, list[str]]:
+    """The first candidate that can be used, its state, and what was wrong with those before it."""
+    problems: list[str] = []
+    for saved in candidates:
+        if saved is None:
+            continue
+        try:
+            return saved, load(root, saved, owner), problems
+        except CheckpointError as error:
+            problems.append(error.message)
+    return None, None, problems
+
+
+def remove(root: Path, paths: Sequence[str]) -> None:
+    """Delete files that a row no longer names. A file that stays is garbage, not an error."""
+    for path in paths:
+        try:
+            (root / path).unlink(missing_ok=True)
+        except OSError:
+            continue

@@ -1,0 +1,106 @@
+"""What a family is, in three levels; a definition file may hold one of any level.
+
+1. A generator: `@rnnq.family(Config)` on a function that takes a config and yields a dict of numbers per step.
+   Nothing can be resumed inside it: an interrupted run starts again at step 0.
+2. A class with `build`, `batch`, `loss` and, if it likes, `evaluate`: ordinary torch modules. Buys exact resume, the
+   evaluation schedule and the best checkpoint.
+3. A class with `init`, `batch` and `loss` over a leading axis of K members. Buys packs, too.
+
+The promises of a family, held by tests/families/test_contract.py: a config survives JSON and back unchanged; the
+same config gives the same numbers twice; three steps are finite and the gradient reaches every parameter that is
+meant to learn; stopped at step k and resumed equals not stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from rnnq.config import Config
+from rnnq.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Curve = Sequence[tuple[str, int, float]]  # name, step, value
+
+
+@dataclass
+class State:
+    """What training changes: trees of tensors, each with a leading axis of K members."""
+
+    params: dict[str, Tensor]
+    carried: dict[str, Tensor] = field(default_factory=dict)  # from step to step, without gradient
+
+
+@dataclass(frozen=True)
+class Adam:
+    """The Adam optimiser (Kingma and Ba, 2015), without weight decay."""
+
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+
+
+class Family:
+    """The third level. K members train side by side; each is independent of the others to the bit."""
+
+    Config: ClassVar[type[Config]]
+    name: ClassVar[str]
+    smoothing: ClassVar[tuple[float, float] | None] = None  # (decay, start) of the average of the training loss
+    loss_bound: ClassVar[float] = 1e6  # a training loss above it counts as diverged
+
+    def init(self, configs: Sequence[Any]) -> State:
+        """Parameters and carried state on the CPU; member k from configs[k].seed alone."""
+        raise NotImplementedError
+
+    def batch(self, configs: Sequence[Any], steps: Sequence[int]) -> Any:
+        """The data of one step, on the CPU: a pure function of each member's (config, step)."""
+        raise NotImplementedError
+
+    def loss(self, state: State, data: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The training losses, (K,), and the next carried state, detached."""
+        raise NotImplementedError
+
+    def evaluate(self, state: State, configs: Sequence[Any], split: str) -> list[dict[str, float]]:
+        """Metrics on held-out data ("val" or "test"), one dict a member. Called without gradient."""
+        return [{} for _ in configs]
+
+    def optimizer(self, config: Any) -> Adam:
+        """How a member's parameters are updated. By default Adam with the config's `lr`, or 1e-3."""
+        return Adam(lr=float(getattr(config, "lr", 1e-3)))
+
+    def summary(self, config: Any, curve: Curve) -> dict[str, Any]:
+        """The numbers that a finished run is known by. By default the last value of each metric."""
+        return {name: value for name, _, value in sorted(curve, key=lambda point: point[1])}
+
+
+class Generator:
+    """The first level: a function that yields measurements."""
+
+    def __init__(self, function: Callable[[Any], Iterator[Mapping[str, float]]], config: type[Config]) -> None:
+        self.function = function
+        self.Config = config
+        self.name = function.__name__
+        self.__doc__ = function.__doc__
+
+    def __call__(self, config: Any) -> Iterator[Mapping[str, float]]:
+        return self.function(config)
+
+
+def family(config: type[Config]) -> Callable[[Callable[[Any], Iterator[Mapping[str, float]]]], Generator]:
+    """Make a family of a generator function.
+
+        @rnnq.family(ParityConfig)
+        def parity(config):
+            for step in range(config.steps):
+                yield {"loss": ...}
+
+    Each dict that it yields is one step; the last value of each name goes into the run's summary.
+    """
+    if not (isinstance(config, type) and issubclass(config, Config)):
+        raise InputError(
+            f"@rnnq.family takes a subclass of rnnq.Config, not {config!r}", "write @rnnq.family(MyConfig)"
+        )
+    return lambda function: Generator(function, config)

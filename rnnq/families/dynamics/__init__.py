@@ -1,0 +1,1 @@
+"""Gated RNNs on bytes, trained without backpropagation through time."""

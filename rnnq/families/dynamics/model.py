@@ -1,0 +1,225 @@
+"""The gated RNN, one byte at a time, K members side by side; no gradient flows through time.
+
+Source: SLMfun, SystematicRNNExploration. Shapes: K members, B windows, S = state_size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rnnq.families.base import Curve, Family, State
+from rnnq.families.dynamics import data
+from rnnq.families.dynamics.config import DynamicsConfig
+
+Params = dict[str, Tensor]
+
+
+def shapes(config: DynamicsConfig) -> dict[str, tuple[int, int]]:
+    """Every affine map of the net and its (inputs, outputs), in the order in which their weights are drawn."""
+    size = config.state_size
+    read = size * (config.use_new_state + config.use_old_state + config.use_residual)
+    found = {"embed": (256, size), "head": (size, 256)}
+    for layer in range(config.n_layers):
+        maps = {"state": (2 * size, size), "out": (read, size)}
+        if config.use_input_gate:
+            maps |= {"input_gate": (2 * size, size), "state_input_gate": (2 * size, size)}
+        if config.use_state_gate:
+            maps["state_gate"] = (3 * size, size)
+        if config.use_forget_gate:
+            maps["forget_gate"] = (3 * size, size)
+        if config.use_output_gate:
+            maps["output_gate"] = (size + read, size)
+        found |= {f"{layer}.{name}": shape for name, shape in maps.items()}
+    return found
+
+
+def parameter_count(config: DynamicsConfig) -> int:
+    """Weights and biases together."""
+    return sum(inputs * outputs + outputs for inputs, outputs in shapes(config).values())
+
+
+def draw_params(config: DynamicsConfig) -> Params:
+    """Weights (inputs, outputs) and biases (1, outputs), each uniform in ±1/sqrt(inputs), from the seed alone."""
+    generator = torch.Generator().manual_seed(config.seed)
+    params = {}
+    for name, (inputs, outputs) in shapes(config).items():
+        bound = 1 / math.sqrt(inputs)
+        # drawn as (outputs, inputs): the order in which an affine layer of the library draws
+        weight = torch.empty(outputs, inputs).uniform_(-bound, bound, generator=generator)
+        params[f"{name}.weight"] = weight.t().contiguous()
+        params[f"{name}.bias"] = torch.empty(1, outputs).uniform_(-bound, bound, generator=generator)
+    return params
+
+
+def embed(params: Params, x: Tensor) -> Tensor:
+    """The embedded byte: (K, B) -> (K, B, S)."""
+    weight = params["embed.weight"]
+    members, vocabulary, size = weight.shape
+    rows = x + vocabulary * torch.arange(members, device=x.device)[:, None]
+    return F.embedding(rows, weight.view(members * vocabulary, size)) + params["embed.bias"]
+
+
+def affine(params: Params, name: str, x: Tensor) -> Tensor:
+    """x · W + b for each member: (K, B, inputs) -> (K, B, outputs)."""
+    return torch.baddbmm(params[f"{name}.bias"], x, params[f"{name}.weight"])
+
+
+def layer_step(config: DynamicsConfig, params: Params, layer: int, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """One layer, one byte further.
+
+    x        (K, B, S)    the layer's input
+    h        (K, B, S)    its state, detached: no gradient flows through time
+    returns  (K, B, S), (K, B, S)    output and new state, which is still attached
+
+    The state gate mixes with the raw old state, not with the one that the read gate let through; the forget gate
+    scales the new state, after the state gate; the residual is the raw input, concatenated.
+    """
+
+    def lin(name: str, *parts: Tensor) -> Tensor:
+        return affine(params, f"{layer}.{name}", torch.cat(parts, -1) if len(parts) > 1 else parts[0])
+
+    u, old = x, h
+    if config.use_input_gate:
+        u = torch.sigmoid(lin("input_gate", x, h)) * x
+        old = torch.sigmoid(lin("state_input_gate", x, h)) * h
+    new = torch.tanh(lin("state", u, old))
+    if config.use_state_gate:
+        gate = torch.sigmoid(lin("state_gate", u, old, new))
+        new = gate * new + (1 - gate) * h
+    if config.use_forget_gate:
+        new = torch.sigmoid(lin("forget_gate", u, old, new)) * new
+
+    read = [new] * config.use_new_state + [old] * config.use_old_state + [x] * config.use_residual
+    out = lin("out", *read)
+    gate = lin("output_gate", out, *read) if config.use_output_gate else out
+    return out * torch.sigmoid(gate), new
+
+
+def step(config: DynamicsConfig, params: Params, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """One byte through the whole net: (K, B) bytes, a state per layer -> logits (K, B, 256), new states, detached."""
+    hidden, new_states = embed(params, x), []
+    for layer, h in enumerate(states):
+        hidden, new = layer_step(config, params, layer, hidden, h)
+        new_states.append(new.detach())
+    return affine(params, "head", hidden), new_states
+
+
+def member_losses(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy of each member in nats: (K, B, 256), (K, B) -> (K,)."""
+    members, batch = y.shape
+    losses = F.cross_entropy(logits.reshape(members * batch, -1), y.reshape(-1), reduction="none")
+    return losses.view(members, batch).mean(1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One byte position: the byte, the one after it, and which members stand at the start of a window."""
+
+    config: DynamicsConfig  # the flags and sizes that all members share
+    x: Tensor  # (K, B)
+    y: Tensor  # (K, B)
+    fresh: tuple[bool, ...]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device, without waiting for the copy."""
+        x, y = (t.to(device, non_blocking=True) for t in (self.x, self.y))
+        return Batch(self.config, x, y, self.fresh)
+
+
+class Dynamics(Family):
+    """Gated RNNs on bytes without backpropagation through time: one update per byte position."""
+
+    Config = DynamicsConfig
+    name: ClassVar[str] = "dynamics"
+    smoothing: ClassVar[tuple[float, float] | None] = (0.95, 3.0)
+    loss_bound: ClassVar[float] = 1e3
+
+    def __init__(self) -> None:
+        self._windows: dict[int, tuple[DynamicsConfig, int, Tensor]] = {}
+
+    def init(self, configs: Sequence[DynamicsConfig]) -> State:
+        """Parameters of each member from its own seed; states are zero."""
+        drawn = [draw_params(config) for config in configs]
+        params = {name: torch.stack([member[name] for member in drawn]) for name in drawn[0]}
+        first = configs[0]
+        zero = torch.zeros(len(configs), first.batch_size, first.state_size)
+        return State(params, {f"state.{layer}": zero.clone() for layer in range(first.n_layers)})
+
+    def batch(self, configs: Sequence[DynamicsConfig], steps: Sequence[int]) -> Batch:
+        """Byte j and byte j + 1 of each window, where step = window index · (window - 1) + j."""
+        pairs = [self._pair(k, config, at) for k, (config, at) in enumerate(zip(configs, steps, strict=True))]
+        x, y = (torch.stack(side) if len(side) > 1 else side[0][None] for side in zip(*pairs, strict=True))
+        fresh = tuple(at % (config.window - 1) == 0 for config, at in zip(configs, steps, strict=True))
+        return Batch(configs[0], x, y, fresh)
+
+    def _pair(self, member: int, config: DynamicsConfig, at: int) -> tuple[Tensor, Tensor]:
+        index, position = divmod(at, config.window - 1)
+        held = self._windows.get(member)
+        if held is None or held[0] is not config or held[1] != index:
+            held = self._windows[member] = (config, index, data.training_windows(config, index))
+        return held[2][position], held[2][position + 1]
+
+    def loss(self, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Losses before the update, and the states after this byte."""
+        states = self._states(state.carried, batch.fresh)
+        logits, new_states = step(batch.config, state.params, batch.x, states)
+        carried = {f"state.{layer}": new for layer, new in enumerate(new_states)}
+        return member_losses(logits, batch.y), carried
+
+    @staticmethod
+    def _states(carried: dict[str, Tensor], fresh: tuple[bool, ...]) -> list[Tensor]:
+        states = [carried[f"state.{layer}"] for layer in range(len(carried))]
+        if all(fresh):
+            return [torch.zeros_like(h) for h in states]
+        if any(fresh):
+            keep = torch.tensor([not f for f in fresh], device=states[0].device)[:, None, None]
+            return [torch.where(keep, h, 0.0) for h in states]
+        return states
+
+    def evaluate(self, state: State, configs: Sequence[DynamicsConfig], split: str) -> list[dict[str, float]]:
+        """Held-out loss from zero states with frozen weights; for val also with every state zeroed at each byte."""
+        config = configs[0]
+        device = state.params["embed.weight"].device
+        windows = data.held_out_windows(config, split).to(device)
+        losses = self._held_out_losses(config, state.params, windows)
+        found = [{f"{split}_loss": loss, f"{split}_bpb": loss / math.log(2)} for loss in losses.tolist()]
+        if split == "val":
+            for metrics, loss in zip(found, self._no_state_losses(config, state.params, windows).tolist(), strict=True):
+                metrics["val_loss_no_state"] = loss
+        return found
+
+    @staticmethod
+    def _held_out_losses(config: DynamicsConfig, params: Params, windows: Tensor) -> Tensor:
+        members, batch = params["embed.weight"].shape[0], windows.shape[1]
+        states = [params["embed.weight"].new_zeros(members, batch, config.state_size)] * config.n_layers
+        total = torch.zeros(members, dtype=torch.float64, device=windows.device)
+        for x, y in itertools.pairwise(windows):
+            logits, states = step(config, params, x.expand(members, -1), states)
+            total += member_losses(logits, y.expand(members, -1))
+        return total / (len(windows) - 1)
+
+    @staticmethod
+    def _no_state_losses(config: DynamicsConfig, params: Params, windows: Tensor) -> Tensor:
+        """With zero states the prediction depends on one byte alone: a table of 256 rows holds them all."""
+        members = params["embed.weight"].shape[0]
+        every = torch.arange(256, device=windows.device).expand(members, -1)
+        zero = [params["embed.weight"].new_zeros(members, 256, config.state_size)] * config.n_layers
+        logits, _ = step(config, params, every, zero)
+        table = torch.log_softmax(logits.double(), -1)  # (K, before, after)
+        return -table[:, windows[:-1], windows[1:]].mean((1, 2))
+
+    def summary(self, config: DynamicsConfig, curve: Curve) -> dict[str, Any]:
+        """`loss` is the lowest logged average from step 50 on: it starts at 3.0, which weighs on the first points."""
+        found = super().summary(config, curve)
+        losses = [value for name, at, value in curve if name == "loss" and at >= 50 and math.isfinite(value)]
+        unigram, bigram = data.table_losses(config.corpus, config.window)
+        found |= {"unigram_loss": unigram, "bigram_loss": bigram, "parameters": parameter_count(config)}
+        return found | ({"loss": min(losses)} if losses else {})

@@ -1,0 +1,406 @@
+"""A process that claims runs and trains them, one after the other, until there are none left for it.
+
+The main thread trains; a second one beats for the runs that are held. Whoever watches (a progress bar, a test)
+gets events by name: started, claimed, restored, recorded, written (a checkpoint aside), saved, done, failed,
+released, lost, reaped, idle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import secrets
+import signal
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from sqlalchemy import Engine
+
+import rnnq
+from rnnq import checkpoint, config, db, families, host, queue, sweep, train
+from rnnq.checkpoint import Owner, Saved
+from rnnq.errors import CheckpointError, DatabaseError, DataError, InputError, LeaseLost, RnnqError
+from rnnq.families.base import Family, Generator
+from rnnq.queue import Claim, Point
+from rnnq.train import Every
+
+Watcher = Callable[[str, Mapping[str, Any]], None]
+
+FLUSH = 1.0  # seconds between two writes of points, so that many short runs do not fight for the lock
+IDLE = 1.0  # seconds between two looks for work
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a worker may claim, and when it leaves."""
+
+    stage: str | None = None
+    runs: int | None = None  # leave after so many
+    drain: bool = False  # leave when nothing is claimable now
+    wait: bool = False  # never leave
+
+
+def pick_device(gpu: int | None, device: str) -> torch.device:
+    """The device of a worker: `--gpu N`, or cpu, cuda:N, auto. Raises InputError for one that is not there."""
+    count = torch.cuda.device_count()
+    wanted = f"cuda:{gpu}" if gpu is not None else device
+    if wanted == "auto":
+        wanted = "cuda:0" if count else "cpu"
+    try:
+        found = torch.device(wanted)
+    except RuntimeError as error:
+        raise InputError(f"--device {wanted}: there is no such device", "cpu, cuda:0, or auto") from error
+    if found.type == "cuda" and (found.index or 0) >= count:
+        there = f"{count} GPU{'s' if count != 1 else ''} here" if count else "no GPU here"
+        raise InputError(f"there is no GPU {found.index or 0}: {there}", "`rnnq worker --device cpu` trains without")
+    if found.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {wanted}: rnnq trains on cpu and cuda", "cpu, cuda:0, or auto")
+    return found
+
+
+def prepare(device: torch.device) -> None:
+    """One thread on a CPU, so that workers side by side do not fight; deterministic kernels on a GPU."""
+    torch.set_num_threads(1)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+class Worker:
+    """One worker. `work()` returns the exit code: 1 when a run that it trained ended failed."""
+
+    def __init__(
+        self, engine: Engine, device: torch.device, scope: Scope, defs: Path, every: Every, watch: Watcher
+    ) -> None:
+        self.engine, self.device, self.scope, self.defs, self.every, self.watch = (
+            engine, device, scope, defs, every, watch,
+        )  # fmt: skip
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        self.study, self.lease, self.root = db.study(engine)
+        self.stop = threading.Event()
+        self.pulse = Pulse(engine, self.id, self.lease, self._reaped)
+        commit, dirty = host.git_state(Path.cwd())
+        self.provenance = {
+            "host": host.name(),
+            "device": str(device),
+            "git_commit": commit,
+            "git_dirty": dirty,
+            "command_line": host.command_line(),
+            "versions": json.dumps(host.versions(), sort_keys=True),
+        }
+        self._definitions: dict[tuple[str, str], sweep.Definition] = {}
+
+    # ------------------------------------------------------------------------------------------------ the life
+
+    def work(self) -> int:
+        """Register, beat, train until the scope is empty or a signal comes, and say goodbye."""
+        queue.register(self.engine, self.id, str(self.device), asdict(self.scope))
+        self.watch("started", {"worker": self.id, "device": self.device})
+        why = "its process ended by an error"
+        with _signals(self.stop):
+            self.pulse.start()
+            try:
+                failed = self._train_all()
+                why = "a signal" if self.stop.is_set() else "nothing left to do"
+            finally:
+                self.pulse.stop()
+                with contextlib.suppress(RnnqError):
+                    queue.leave(self.engine, self.id, why)
+        return 1 if failed else 0
+
+    def _train_all(self) -> int:
+        trained = failed = 0
+        while not self.stop.is_set() and trained != self.scope.runs:
+            self._reaped(self.pulse.reap())
+            claims = queue.claim(self.engine, self.id, self.provenance, stage=self.scope.stage)
+            if claims:
+                trained += 1
+                failed += self._hold(claims[0]) == "failed"
+            elif self._is_over():
+                break
+            else:
+                self.watch("idle", {})
+                self.stop.wait(min(IDLE, self.lease / 4) * random.uniform(0.5, 1.0))
+        return failed
+
+    def _is_over(self) -> bool:
+        if self.scope.wait:
+            return False
+        return self.scope.drain or not queue.has_open(self.engine, self.scope.stage)
+
+    def _reaped(self, taken: Sequence[queue.Reaped]) -> None:
+        for reaped in taken:
+            self.watch("reaped", vars(reaped))
+
+    # -------------------------------------------------------------------------------------------------- one run
+
+    def _hold(self, claim: Claim) -> str:
+        """Train a claimed run and bring it to an end; returns which."""
+        self.pulse.hold(claim)
+        self.watch("claimed", {"claim": claim})
+        began = time.monotonic()
+        try:
+            ended, details = self._end(claim)
+        finally:
+            self.pulse.drop(claim)
+        self.watch(ended, {"claim": claim, "seconds": time.monotonic() - began, **details})
+        return ended
+
+    def _end(self, claim: Claim) -> tuple[str, dict[str, Any]]:
+        """How the run ends. What ends the worker, too, is raised once the run is given back."""
+        desk = RunDesk(self, claim)
+        family = self._family(claim)
+        try:
+            return self._train(claim, desk, family)
+        except LeaseLost as error:
+            return "lost", {"message": error.message}
+        except DatabaseError:
+            raise  # nothing can be written: the lease ends by itself
+        except CheckpointError as error:
+            queue.release(self.engine, claim, error.message)
+            raise  # a full disk: the run is not to blame
+        except Exception as error:
+            failure = error
+        try:
+            return "failed", self._fail(claim, desk, failure)
+        except LeaseLost as error:
+            return "lost", {"message": error.message}
+
+    def _fail(self, claim: Claim, desk: RunDesk, error: Exception) -> dict[str, Any]:
+        trace = "".join(traceback.format_exception(error))
+        cause = _cause(error)
+        message = error.message if isinstance(error, RnnqError) else f"{type(error).__name__}: {error}"
+        queue.fail(self.engine, claim, cause, message, trace, desk.waiting)
+        return {"cause": cause, "message": message}
+
+    def _train(self, claim: Claim, desk: RunDesk, family: Family | Generator) -> tuple[str, dict[str, Any]]:
+        run_config = config.parse(family.Config, claim.config)
+        desk.claim = dataclasses.replace(claim, pack_key=run_config.pack_key())
+        _check_data(claim, run_config)
+        state = self._restore(claim, desk, family.Config.version)
+        outcome = train.train(family, run_config, desk, self.device, claim.budget, self.every, state)
+        if not outcome.finished:
+            desk.give_back(outcome)
+            return "released", {"step": outcome.step}
+        desk.finish(outcome, run_config.primary().name)
+        return "done", {"step": outcome.step, "loss": outcome.summary.get(run_config.primary().name)}
+
+    def _family(self, claim: Claim) -> Family | Generator:
+        """The code of the run's family. Where this machine lacks it, the run is given back and the worker ends."""
+        try:
+            return families.find(claim.family, self._definition(claim))
+        except InputError as error:
+            queue.release(self.engine, claim, error.message)
+            raise
+
+    def _definition(self, claim: Claim) -> sweep.Definition | None:
+        """The definition file that holds the run's family, opened while its hash matches. Raises InputError."""
+        if claim.source is None or claim.source_sha256 is None:
+            return None
+        key = (claim.source, claim.source_sha256)
+        if key not in self._definitions:
+            self._definitions[key] = sweep.load_source(*key, self.defs)
+        return self._definitions[key]
+
+    def _restore(self, claim: Claim, desk: RunDesk, version: int) -> Mapping[str, Any] | None:
+        """Open the newest checkpoint that can be used, and make the run's points equal to its curve."""
+        candidates = [Saved(**saved) if saved else None for saved in (claim.checkpoint, claim.checkpoint_prev)]
+        saved, state, problems = checkpoint.newest(self.root, candidates, desk.owner)
+        desk.numerics = train.numerics(self.device) | {
+            "rnnq": rnnq.__version__,
+            "family": f"{claim.family} {version}",
+            "definition": claim.source_sha256,
+        }
+        step = state["step"] if state else 0
+        start = queue.Start(
+            step=step,
+            curve=state["curve"] if state else (),
+            numerics=desk.numerics,
+            exact=state is None or state["numerics"] == desk.numerics,
+            checkpoint=asdict(saved) if saved else None,
+            problems=problems,
+        )
+        queue.restore(self.engine, claim, start)
+        self.watch("restored", {"claim": claim, "step": step, "problems": problems, "exact": start.exact})
+        return state
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, RnnqError):
+        return error.cause
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return "oom"
+    return "bug"
+
+
+def _check_data(claim: Claim, run_config: config.Config) -> None:
+    """Raises DataError when the corpus here is not the one that the stage was made with."""
+    here = run_config.datasets()
+    for corpus, sha256 in here.items():
+        expected = claim.data.get(corpus, sha256)
+        if expected != sha256:
+            raise DataError(
+                f"{corpus} has sha256 {sha256[:12]} on this machine; the stage was made with {expected[:12]}",
+                "train on the machine that made it, or name a file that all machines have",
+            )
+
+
+class RunDesk:
+    """What the training loop is handed: writes of one run, each of them fenced."""
+
+    def __init__(self, worker: Worker, claim: Claim) -> None:
+        self.worker, self.claim = worker, claim
+        self.owner = Owner(worker.study, claim.stage, claim.run, claim.fingerprint)
+        self.numerics: dict[str, Any] = {}
+        self.waiting: list[Point] = []
+        self.flushed = time.monotonic()
+
+    def wish(self) -> bool:
+        """Whether to checkpoint and stop. Raises LeaseLost once a beat has found that the run is not ours."""
+        if self.claim.run in self.worker.pulse.lost:
+            raise LeaseLost(f"run {self.claim.run} attempt {self.claim.attempt} is no longer ours")
+        return self.worker.stop.is_set()
+
+    def record(self, step: int, points: Sequence[Point]) -> None:
+        """Keep points, and write them when the last write is long enough ago."""
+        self.waiting += points
+        if time.monotonic() - self.flushed >= FLUSH:
+            queue.record(self.worker.engine, self.claim, step, self.waiting)
+            self._written()
+        self.worker.watch("recorded", {"claim": self.claim, "step": step, "points": points})
+
+    def save(self, step: int, points: Sequence[Point], state: Mapping[str, Any]) -> None:
+        """A checkpoint: first the file, then the row that names it, then the file that it no longer names."""
+        self.waiting += points
+        saved = self._file(step, state)
+        old = queue.record(self.worker.engine, self.claim, step, self.waiting, asdict(saved))
+        self._written()
+        checkpoint.remove(self.worker.root, old)
+        self.worker.watch("saved", {"claim": self.claim, "step": step, "path": saved.path, "points": points})
+
+    def give_back(self, outcome: train.Outcome) -> None:
+        """Checkpoint and release."""
+        if outcome.state is not None:
+            self.save(outcome.step, outcome.points, outcome.state)
+        queue.release(self.worker.engine, self.claim, "asked to stop")
+
+    def finish(self, outcome: train.Outcome, primary: str) -> None:
+        """The final checkpoint, then everything else in one transaction."""
+        last = best = None
+        if outcome.state is not None:
+            last = self._file(outcome.step, outcome.state)
+            best = self._best(outcome, last)
+        files = {name: asdict(saved) for name, saved in (("checkpoint", last), ("best", best)) if saved}
+        points = [*self.waiting, *outcome.points]
+        old = queue.finish(self.worker.engine, self.claim, outcome.step, outcome.summary, primary, points, **files)
+        checkpoint.remove(self.worker.root, old)
+
+    def _best(self, outcome: train.Outcome, last: Saved) -> Saved | None:
+        if outcome.best is None or outcome.best["step"] == outcome.step:
+            return last if outcome.best else None
+        return self._file(outcome.best["step"], outcome.best, "-best")
+
+    def _file(self, step: int, state: Mapping[str, Any], kind: str = "") -> Saved:
+        path = checkpoint.relative_path(self.owner, self.claim.attempt, step, kind)
+        whole = {**state, "numerics": self.numerics, "data": dict(self.claim.data)}
+        aside = checkpoint.write_aside(self.worker.root, path, self.owner, whole)
+        self.worker.watch("written", {"claim": self.claim, "step": step, "aside": aside})
+        return checkpoint.publish(self.worker.root, path, aside, step)
+
+    def _written(self) -> None:
+        self.waiting, self.flushed = [], time.monotonic()
+
+
+class Pulse:
+    """The heartbeat: a thread that renews the leases of the runs that are held, and reaps those of the dead."""
+
+    def __init__(
+        self, engine: Engine, worker: str, lease: float, reaped: Callable[[Sequence[queue.Reaped]], None]
+    ) -> None:
+        self.engine, self.worker, self.lease, self.reaped = engine, worker, lease, reaped
+        self.lost: set[int] = set()
+        self._held: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._last = self._connected_since = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Beat no more."""
+        self._ended.set()
+        self._thread.join(timeout=self.lease)
+
+    def hold(self, claim: Claim) -> None:
+        """Renew this run's lease from now on."""
+        with self._lock:
+            self.lost.discard(claim.run)
+            self._held[claim.run] = claim.attempt
+
+    def drop(self, claim: Claim) -> None:
+        """The run is no longer held."""
+        with self._lock:
+            self._held.pop(claim.run, None)
+
+    def reap(self) -> list[queue.Reaped]:
+        """Take back what the dead left. By the clock only when we have been connected for a whole LEASE."""
+        now = time.monotonic()
+        return queue.reap(self.engine, by_clock=now - self._connected_since >= self.lease and not self._is_stale(now))
+
+    def _is_stale(self, now: float) -> bool:
+        # after SIGSTOP, a sleeping laptop or an outage, the others may not have beaten yet either
+        return now - self._last > self.lease / 2
+
+    def _run(self) -> None:
+        while not self._ended.wait(self.lease / 4):
+            try:
+                self._beat()
+                self.reaped(self.reap())
+            except RnnqError:
+                continue  # the database is away; training goes on, and the next beat tries again
+
+    def _beat(self) -> None:
+        with self._lock:
+            held = dict(self._held)
+        ours = queue.beat(self.engine, self.worker, held.items())
+        now = time.monotonic()
+        if self._is_stale(now):
+            self._connected_since = now
+        self._last = now
+        with self._lock:
+            # what was dropped or claimed anew while we asked is not lost
+            self.lost |= {run for run, a in held.items() if run not in ours and self._held.get(run) == a}
+
+
+@contextlib.contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """The first SIGTERM or SIGINT: checkpoint, release, leave. The second: at once."""
+
+    def on_signal(number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
