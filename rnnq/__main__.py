@@ -1,0 +1,5 @@
+"""`python -m rnnq` is `rnnq`."""
+
+from rnnq.cli import main
+
+main()

@@ -1,0 +1,83 @@
+"""rnnq init: a definition becomes pending runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rnnq.cli import output
+from rnnq.cli.options import DB, DEFS, Db, Defs, DryRun, Format, Rows
+
+if TYPE_CHECKING:
+    from rnnq.queue import Added, NewStage
+
+
+def init(
+    definitions: Annotated[list[Path], typer.Argument(metavar="DEF...", help="Definition files.")],
+    db: Db = DB,
+    defs: Defs = DEFS,
+    root: Annotated[
+        Path | None, typer.Option("--root", help="Where checkpoints go; default: the folder of the database.")
+    ] = None,
+    dry_run: DryRun = False,
+    format: Rows = Format.table,
+) -> None:
+    """Add the runs of a study that are not there yet; again: 0 added. Makes the database if there is none."""
+    from rnnq import plan, sweep
+
+    files = [sweep.load(path) for path in definitions]
+    stages = plan.from_definitions(files, defs, _progress)
+    added = _preview(db, stages) if dry_run else _init(db, stages, root)
+    if format is Format.json:
+        output.as_json({"stages": [_row(item) for item in added]})
+        return
+    output.rows(format, [_row(item) for item in added], ["stage", "added", "present"])
+    if format is Format.table:
+        _remarks(added, dry_run)
+
+
+def _row(item: Added) -> dict[str, Any]:
+    return {name: value for name, value in asdict(item).items() if name != "left" or value}
+
+
+def _preview(db: str, stages: list[NewStage]) -> list[Added]:
+    from rnnq import db as database
+    from rnnq import queue
+
+    if database.path_of(db).exists():
+        return queue.preview(database.open(db), stages)
+    return [queue.Added(stage.name, len(stage.runs), 0, ()) for stage in stages]
+
+
+def _init(db: str, stages: list[NewStage], root: Path | None) -> list[Added]:
+    from rnnq import db as database
+    from rnnq import queue
+
+    done = database.upgrade(db, str(root.absolute()) if root else None)
+    if done:
+        output.remark(done)
+    return queue.init(database.open(db), stages)
+
+
+def _remarks(added: list[Added], dry_run: bool) -> None:
+    total = sum(item.added for item in added)
+    output.remark(f"{'would add' if dry_run else 'added'} {output.count(total, 'run')}")
+    for item in added:
+        if item.left:
+            names = ", ".join(item.left[:5]) + (", ..." if len(item.left) > 5 else "")
+            output.remark(f"{item.stage}: {output.count(len(item.left), 'run')} no longer in the definition: {names}")
+
+
+def _progress(items: Iterable[Any]) -> Iterable[Any]:
+    """A progress bar for a definition that takes a while."""
+    if not sys.stderr.isatty() or len(items) < 5000:  # type: ignore[arg-type]
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, "checking configs", console=Console(stderr=True), transient=True)
