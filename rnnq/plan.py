@@ -81,7 +81,8 @@ def _origin(stage: Stage, source: str, sha256: str) -> Origin:
     in_source = not isinstance(stage.family, str)
     config = families.config_of(stage.family) if in_source else families.find_config(stage.family)
     name = families.name_of(stage.family) if in_source else stage.family
-    return Origin(name, config, in_source, stage.refine is not None, source, sha256)
+    has_rule = stage.refine is not None or stage.next is not None
+    return Origin(name, config, in_source, has_rule, source, sha256)
 
 
 def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Progress = iter) -> NewStage:

@@ -370,7 +370,7 @@ def test_a_zip_that_is_already_there_is_unpacked_without_a_network(server, cache
 
 
 def test_several_processes_may_download_at_once(server, cache):
-    download = offer(server)
+    download = offer(server, bytes(20_000_000))  # long enough to unpack for them to meet
     script = f"from rnnq.data import _Download, _downloaded; print(_downloaded('small', {download!r}).sha256)"
 
     started = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(3)]

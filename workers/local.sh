@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Start N workers side by side on this machine and wait for them: workers/local.sh N [options of `rnnq worker`].
+# Ctrl-C or SIGTERM reaches each of them: they checkpoint, give their runs back and leave.
+set -uo pipefail
+
+if ! [[ "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
+    echo "usage: workers/local.sh N [options of rnnq worker]" >&2
+    exit 2
+fi
+n=$1
+shift
+
+pids=()
+for _ in $(seq "$n"); do
+    rnnq worker "$@" &
+    pids+=($!)
+done
+trap 'kill -TERM "${pids[@]}" 2>/dev/null' INT TERM
+
+code=0
+for pid in "${pids[@]}"; do
+    wait "$pid" || code=$?
+    # a trapped signal ends `wait` early; the worker is still saving its state
+    while kill -0 "$pid" 2>/dev/null; do wait "$pid" || code=$?; done
+done
+exit "$code"
