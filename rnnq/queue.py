@@ -419,8 +419,23 @@ def _claim_of(row: Any, worker: str) -> Claim:
     )
 
 
+def count(engine: Engine, stage: str | None = None) -> tuple[int, int]:
+    """Runs in the scope that are open (pending, running, or waiting and able to open), and all of them.
+
+    Paused stages are out of every worker's scope.
+    """
+    sql = """SELECT runs.state IN ('waiting', 'pending', 'running') AS open, count(*) AS n
+             FROM intakes JOIN stages ON stages.name = intakes.stage
+             JOIN runs ON runs.intake = intakes.id AND runs.stage = intakes.stage
+             WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
+             GROUP BY open"""
+    with db.reading(engine) as connection:
+        found = {bool(row.open): int(row.n) for row in connection.execute(text(sql), {"stage": stage})}
+    return found.get(True, 0), sum(found.values())
+
+
 def has_open(engine: Engine, stage: str | None = None) -> bool:
-    """Whether anything in the scope is pending, running, or waiting and able to open; paused stages do not count."""
+    """Whether anything in the scope is open: looks at one row, not at all of them."""
     sql = """SELECT 1 FROM intakes JOIN stages ON stages.name = intakes.stage
              WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
              AND EXISTS (SELECT 1 FROM runs WHERE runs.intake = intakes.id AND runs.stage = intakes.stage

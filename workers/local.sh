@@ -11,8 +11,9 @@ n=$1
 shift
 
 pids=()
-for _ in $(seq "$n"); do
-    rnnq worker "$@" &
+for i in $(seq "$n"); do
+    # one bar a terminal: the first worker has it, the others print a line for each run
+    if [ "$i" = 1 ]; then rnnq worker "$@" & else rnnq worker --no-bar "$@" & fi
     pids+=($!)
 done
 trap 'kill -TERM "${pids[@]}" 2>/dev/null' INT TERM

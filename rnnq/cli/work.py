@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,6 +29,7 @@ def worker(
     runs: Annotated[int | None, typer.Option("--runs", min=1, help="Leave after so many runs.")] = None,
     drain: Annotated[bool, typer.Option("--drain", help="Leave when nothing is claimable now.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Never leave: wait for more.")] = False,
+    bar: Annotated[bool, typer.Option("--bar/--no-bar", help="A progress bar on a terminal, or only lines.")] = True,
 ) -> None:
     """Train until nothing is pending, running or able to open. Start as many as you like, stop them as you like."""
     if drain and wait:
@@ -38,27 +39,23 @@ def worker(
     every = parse_every(checkpoint_every)
 
     from rnnq import db as database
+    from rnnq import queue
     from rnnq import runs as study
     from rnnq import worker as work
 
     engine = database.open(db)
     if stage is not None:
         study.stage_info(engine, stage)
-    if drain and not _has_work(engine, stage):
-        output.remark("nothing is pending")
+    if drain and not queue.has_open(engine, stage):
+        output.remark("nothing is open")
         return
     chosen = work.pick_device(gpu, device)
     work.prepare(chosen)
     scope = work.Scope(stage, runs, drain, wait)
-    with Display(chosen.type == "cpu" and gpu is None and device == "auto") as display:
+    says_cpu = chosen.type == "cpu" and device == "auto"
+    with Display(bar, says_cpu, lambda: queue.count(engine, stage)) as display:
         code = work.Worker(engine, chosen, scope, defs, every, display.on_event).work()
     raise typer.Exit(code)
-
-
-def _has_work(engine: Any, stage: str | None) -> bool:
-    from rnnq import queue
-
-    return queue.has_open(engine, stage)
 
 
 def parse_every(text: str) -> Every:
@@ -74,22 +71,27 @@ def parse_every(text: str) -> Every:
 
 
 class Display:
-    """What a worker shows: a progress bar on a terminal, a line per event elsewhere. On stderr."""
+    """What a worker shows: a progress bar on a terminal, a line per event elsewhere. On stderr.
 
-    def __init__(self, says_cpu: bool) -> None:
-        self.says_cpu = says_cpu
-        self.done = self.failed = 0
+    Workers side by side on one terminal: one has the bar, the others print lines.
+    """
+
+    def __init__(self, bar: bool, says_cpu: bool, count: Callable[[], tuple[int, int]]) -> None:
+        self.says_cpu, self.count = says_cpu, count
+        self.terminal = sys.stderr.isatty()
+        self.bar = bar and self.terminal
         self.progress: Any = None
         self.task: Any = None
 
     def __enter__(self) -> Display:
-        if sys.stderr.isatty():
+        if self.bar:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (
+                TextColumn("{task.fields[runs]}"),
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
+                BarColumn(bar_width=20),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[loss]}"),
                 TimeRemainingColumn(),
@@ -103,11 +105,11 @@ class Display:
             self.progress.stop()
 
     def line(self, text: str) -> None:
-        """A line above the bar."""
+        """A line above the bar; on a terminal it first clears the line on which another worker's bar may stand."""
         if self.progress is not None:
-            self.progress.console.print(text, markup=False, highlight=False)
+            self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            output.remark(text)
+            output.remark(("\r\x1b[2K" if self.terminal else "") + text)
 
     def on_event(self, event: str, details: Mapping[str, Any]) -> None:
         """Show an event of the worker, if it is one for people."""
@@ -132,8 +134,10 @@ class Display:
         if self.progress is not None:
             if self.task is not None:
                 self.progress.remove_task(self.task)
+            left, total = self.count()
             name = f"run {claim.run} {claim.stage}: {claim.label}"
-            self.task = self.progress.add_task(name, total=claim.budget, completed=details["step"], loss="")
+            begun = {"completed": details["step"], "loss": "", "runs": f"{total - left}/{total} runs"}
+            self.task = self.progress.add_task(name, total=claim.budget, **begun)
 
     def _recorded(self, details: Mapping[str, Any]) -> None:
         if self.progress is None or self.task is None:
