@@ -12,9 +12,11 @@ __version__ = "0.1.0"
 
 # name -> module that has it (and its name there, when that differs)
 _EXPORTS = {
+    "Adam": "rnnq.families.base",
     "Config": "rnnq.config",
     "Family": "rnnq.families.base",
     "Metric": "rnnq.config",
+    "State": "rnnq.families.base",
     "configs": "rnnq.sweep",
     "family": "rnnq.families.base",
     "grid": "rnnq.sweep",

@@ -223,11 +223,7 @@ def _origin(
     if to == request.stage:
         raise InputError(f"--to {to}: a stage cannot be promoted into itself", "give the new stage another name")
     sweep.stage(to)  # refuses a name that cannot be a folder
-    if info.family_in_source:
-        assert definition is not None
-        model = config_in(definition, info.family)
-    else:
-        model = families.find_config(info.family)
+    model = families.find_config(info.family, definition if info.family_in_source else None)
     has_rule = isinstance(following, Stage) and (following.refine is not None or following.next is not None)
     has_rule = has_rule and to == named and request.rules is None
     keeps_source = info.family_in_source or has_rule
@@ -239,11 +235,6 @@ def _origin(
         source=info.source if keeps_source else None,
         source_sha256=info.source_sha256 if keeps_source else None,
     ), to
-
-
-def config_in(definition: Definition, family: str) -> type[Config]:
-    """The config class of a family of a definition file."""
-    return families.find(family, definition).Config
 
 
 def _children(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rnnq.config import Config
-from rnnq.errors import Diverged
+from rnnq.errors import Diverged, InputError
 from rnnq.families.base import Adam, Family, Generator, State
 
 Point = tuple[str, int, float]  # name, step, value
@@ -62,7 +62,7 @@ def numerics(device: torch.device) -> dict[str, Any]:
     """What the bits of a run depend on besides its config, its data and the code of its family."""
     cuda = device.type == "cuda"
     return {
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a plain str: weights_only refuses a checkpoint that holds torch's own class
         "device": torch.cuda.get_device_name(device) if cuda else device.type,
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -87,11 +87,26 @@ def train(
     seed_everything(config.seed)
     if isinstance(family, Generator):
         return _consume(family, config, desk)
-    assert budget is not None
+    if budget is None:
+        raise InputError(
+            f"{type(config).__name__} does not say how many steps a run takes",
+            "give it a field `steps`, or a steps_total() of its own",
+        )
     training = Training(family, config, device)
     if resumed is not None:
         training.load(resumed)
     return _run(training, desk, budget, Pace(every))
+
+
+def to_device(data: Any, device: torch.device) -> Any:
+    """A tensor, a tree of them in tuples, lists and dicts, or anything with a `.to`, without waiting for the copy."""
+    if isinstance(data, Tensor):
+        return data.to(device, non_blocking=True)
+    if isinstance(data, dict):
+        return {name: to_device(part, device) for name, part in data.items()}
+    if isinstance(data, (tuple, list)):
+        return type(data)(to_device(part, device) for part in data)
+    return data.to(device) if hasattr(data, "to") else data
 
 
 def seed_everything(seed: int) -> None:
@@ -101,6 +116,26 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
+def random_state(device: torch.device) -> dict[str, Any]:
+    """Where the global random numbers stand, without anything that weights_only would refuse to load."""
+    numpy: Any = np.random.get_state()  # its kind, 624 numbers, and where among them it stands
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": random.getstate(),
+        "numpy": [numpy[0], numpy[1].tolist(), *numpy[2:]],
+    }
+
+
+def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    """Go on drawing from where `random_state` stood."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+
+
 # ------------------------------------------------------------------------------------------ the first level
 
 
@@ -108,6 +143,7 @@ def _consume(family: Generator, config: Config, desk: Desk) -> Outcome:
     """Drive a generator: each dict that it yields is one step."""
     log_every = max(1, int(getattr(config, "log_every", 1)))
     latest: dict[str, float] = {}
+    measured: Mapping[str, float] = {}
     step = 0
     waiting: list[Point] = []
     recorded = time.monotonic()
@@ -122,7 +158,7 @@ def _consume(family: Generator, config: Config, desk: Desk) -> Outcome:
             desk.record(step, waiting)
             waiting, recorded = [], time.monotonic()
     if step and step % log_every:
-        waiting += [(name, step, value) for name, value in latest.items()]
+        waiting += [(name, step, float(value)) for name, value in measured.items()]
     return Outcome(True, step, waiting, dict(latest))
 
 
@@ -177,7 +213,8 @@ class Training:
         self.family, self.config, self.device = family, config, device
         self.configs = [config]
         drawn = family.init(self.configs)
-        self.params = {name: p.to(device).requires_grad_() for name, p in drawn.params.items()}
+        # contiguous, as the fused optimiser walks through the memory of a row from its first element to its last
+        self.params = {name: p.to(device).contiguous().requires_grad_() for name, p in drawn.params.items()}
         self.carried = {name: c.to(device) for name, c in drawn.carried.items()}
         self.optimizer = FusedAdam(self.params, [family.optimizer(config)])
         decay, start = family.smoothing or (0.0, 0.0)
@@ -207,7 +244,7 @@ class Training:
             self._evaluate("val")
 
     def _update(self) -> None:
-        data = self.family.batch(self.configs, [self.step]).to(self.device)
+        data = to_device(self.family.batch(self.configs, [self.step]), self.device)
         losses, carried = self.family.loss(State(self.params, self.carried), data)
         # members are independent: the gradient of the sum is each member's own
         gradients = torch.autograd.grad(losses.sum(), list(self.params.values()), allow_unused=True)
@@ -227,6 +264,12 @@ class Training:
     @torch.no_grad()
     def _evaluate(self, split: str) -> None:
         [found] = self.family.evaluate(State(self.params, self.carried), self.configs, split)
+        twice = sorted({name for name, step, _ in self.curve if step == self.step} & set(found))
+        if twice:
+            raise InputError(
+                f"evaluate() for {split} measures {', '.join(twice)}, of which step {self.step:,} has a value already",
+                f"a metric belongs to one split: {split}_{twice[0]}?",
+            )
         self.curve += [(name, self.step, float(value)) for name, value in found.items()]
         if self.config.best_metric in found:
             self._keep_best(float(found[self.config.best_metric]))
@@ -278,8 +321,7 @@ class Training:
             "members": members,
             "best": self.best,
             "curve": [list(point) for point in self.curve],
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "rng": random_state(self.device),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -294,9 +336,7 @@ class Training:
         self.best = state["best"]
         self.curve = [(name, step, value) for name, step, value in state["curve"]]
         self._recorded = len(self.curve)
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        set_random_state(state["rng"], self.device)
 
 
 def _refuse_nonfinite(tree: Mapping[str, Any], step: int) -> None:
@@ -335,7 +375,8 @@ class FusedAdam:
             rows = [self._rows[k][i] for i in present]
             torch._fused_adam_(
                 [row[0] for row in rows],
-                [g[k] for g in gradients if g is not None],
+                # the gradient of a transposed use is transposed, that of a plain sum is one number seen many times
+                [g[k].contiguous() for g in gradients if g is not None],
                 [row[1] for row in rows],
                 [row[2] for row in rows],
                 [],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from importlib import metadata
+from types import ModuleType
 from typing import Any
 
 from rnnq.config import Config
@@ -19,9 +20,14 @@ BUILTIN = {
     "dynamics": ("rnnq.families.dynamics.config:DynamicsConfig", "rnnq.families.dynamics.model:Dynamics"),
 }
 
+# name -> the module that draws what only this family has: draw(runs, curves, save), see examine.py
+FIGURES = {"dynamics": "rnnq.families.dynamics.figures"}
 
-def find_config(name: str) -> type[Config]:
-    """The config class of a built-in or installed family. Raises InputError for a name that nobody has."""
+
+def find_config(name: str, definition: Definition | None = None) -> type[Config]:
+    """A family's config class, from the definition file when one is given. Raises InputError for an unknown name."""
+    if definition is not None:
+        return config_of(_in_definition(name, definition))
     if name in BUILTIN:
         return _load(BUILTIN[name][0])  # type: ignore[no-any-return]
     return config_of(_entry_point(name))
@@ -34,6 +40,11 @@ def find(name: str, definition: Definition | None = None) -> Family | Generator:
     if name in BUILTIN:
         return as_family(_load(BUILTIN[name][1]))
     return as_family(_entry_point(name))
+
+
+def find_figures(name: str) -> ModuleType | None:
+    """What draws a built-in family's own figures, without torch; None for a family that has none."""
+    return importlib.import_module(FIGURES[name]) if name in FIGURES else None
 
 
 def name_of(found: Any) -> str:
@@ -53,7 +64,10 @@ def config_of(found: Any) -> type[Config]:
 
 def as_family(found: Any) -> Family | Generator:
     """An instance that the loop can train, of whichever level."""
-    made = found() if isinstance(found, type) else found
+    made = found() if isinstance(found, type) and issubclass(found, Family) else found
+    if isinstance(made, Family) and hasattr(made, "build"):
+        single: Family = _load("rnnq.families.single:Single")(made)  # an ordinary module: the second level
+        return single
     if isinstance(made, (Family, Generator)):
         return made
     raise InputError(f"{found!r} is no family", "subclass rnnq.Family, or decorate a generator with @rnnq.family")
@@ -75,4 +89,12 @@ def _entry_point(name: str) -> Any:
     points = {point.name: point for point in metadata.entry_points(group="rnnq.families")}
     if name not in points:
         raise InputError(f"there is no family {name!r}", nearest(name, [*BUILTIN, *points]))
-    return points[name].load()
+    point = points[name]
+    try:
+        return point.load()
+    except Exception as error:  # whatever a module of somebody else's can raise when it is imported
+        package = point.dist.name if point.dist else "an unknown package"
+        raise InputError(
+            f"the family {name!r} of {package} ({point.value}) cannot be loaded: {type(error).__name__}: {error}",
+            f"mend or reinstall {package}",
+        ) from error

@@ -44,7 +44,15 @@ class Adam:
 
 
 class Family:
-    """The third level. K members train side by side; each is independent of the others to the bit."""
+    """A family of the second or the third level; each run is independent of all others to the bit.
+
+    The third level is described by the methods below: K members side by side, each with its place on a leading axis.
+    A family that has a method `build(config) -> torch.nn.Module` is of the second level, where the axis is hidden:
+
+        batch(config, step) -> data             a tensor, or a tuple, list or dict of tensors, on the CPU
+        loss(module, data) -> loss              a scalar
+        evaluate(module, config, split) -> {metric: value}
+    """
 
     Config: ClassVar[type[Config]]
     name: ClassVar[str]
