@@ -6,6 +6,7 @@ stopped between two lines. A file counts only once a fenced write has put its pa
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from typing import Any
 import torch
 
 from rnnq.errors import CheckpointError
+
+FORMAT = 1  # raised when what a file holds is arranged in another way
 
 
 @dataclass(frozen=True)
@@ -43,41 +46,55 @@ def relative_path(owner: Owner, attempt: int, step: int, kind: str = "") -> str:
     return f"checkpoints/{owner.study}/{owner.stage}/{owner.run}/a{attempt}-s{step}{kind}.pt"
 
 
+def _place(root: Path, path: str) -> Path:
+    """Where a path that the database names lies: below the study's folder, or nowhere."""
+    if ".." in Path(path).parts or Path(path).is_absolute():
+        raise CheckpointError(f"{path} does not lie below the study's folder")
+    return root / path
+
+
 def write_aside(root: Path, path: str, owner: Owner, state: Mapping[str, Any]) -> Path:
     """Write a checkpoint beside its final place, down to the disk. Returns the temporary file.
 
     Raises CheckpointError when the disk refuses; what was there before is untouched.
     """
-    target = root / path
+    target = _place(root, path)
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as file:
-            torch.save({"format": 1, "owner": vars(owner), "state": dict(state)}, file)
+            torch.save({"format": FORMAT, "owner": vars(owner), "state": dict(state)}, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except BaseException as error:
         aside.unlink(missing_ok=True)
-        raise CheckpointError(f"the checkpoint {target} could not be written: {error}") from error
+        if isinstance(error, (OSError, RuntimeError)):  # torch reports a full disk as a RuntimeError
+            raise CheckpointError(f"the checkpoint {target} could not be written: {error}") from error
+        raise
     return aside
 
 
 def publish(root: Path, path: str, aside: Path, step: int) -> Saved:
     """Give a written file its name. Raises CheckpointError when the name is taken."""
-    target = root / path
-    digest, size = _digest(aside)
+    target = _place(root, path)
     try:
+        digest, size = _digest(aside)
         _link_once(aside, target)
+        _sync_folder(target.parent)
     except OSError as error:
         raise CheckpointError(f"the checkpoint {target} could not be put in place: {error}") from error
     finally:
         aside.unlink(missing_ok=True)
-    folder = os.open(target.parent, os.O_RDONLY)
+    return Saved(path, step, digest, size)
+
+
+def _sync_folder(path: Path) -> None:
+    """A file's name too must survive a power cut."""
+    folder = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the name too must survive a power cut
+        os.fsync(folder)
     finally:
         os.close(folder)
-    return Saved(path, step, digest, size)
 
 
 def _link_once(aside: Path, target: Path) -> None:
@@ -103,9 +120,7 @@ def load(root: Path, saved: Saved, owner: Owner) -> dict[str, Any]:
     Raises CheckpointError when the file is missing, holds other bytes than the row says, or belongs to another
     run, config or study. Nothing in it can run code (weights_only).
     """
-    path = root / saved.path
-    if ".." in Path(saved.path).parts or Path(saved.path).is_absolute():
-        raise CheckpointError(f"{saved.path} does not lie below the study's folder")
+    path = _place(root, saved.path)
     try:
         digest, _ = _digest(path)
         if digest != saved.sha256:
@@ -115,6 +130,8 @@ def load(root: Path, saved: Saved, owner: Owner) -> dict[str, Any]:
         raise
     except Exception as error:  # whatever a file can hold that torch cannot read
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not a checkpoint of this rnnq (format {FORMAT})")
     found = content.get("owner")
     if found != vars(owner):
         raise CheckpointError(f"{path} belongs to {found}, not to {vars(owner)}")
@@ -140,7 +157,5 @@ def newest(
 def remove(root: Path, paths: Sequence[str]) -> None:
     """Delete files that a row no longer names. A file that stays is garbage, not an error."""
     for path in paths:
-        try:
-            (root / path).unlink(missing_ok=True)
-        except OSError:
-            continue
+        with contextlib.suppress(OSError, CheckpointError):
+            _place(root, path).unlink(missing_ok=True)

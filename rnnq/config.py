@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -102,7 +103,7 @@ def group_key(family: str, config: Config, start_from: str | None = None) -> str
 def check(model: type[Config], values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     """A config from plain values, or a sentence for each thing that is wrong with them."""
     try:
-        return model(**{name: _plain(value) for name, value in values.items()}), []
+        return _validated(model, {name: _plain(value) for name, value in values.items()}), []
     except ValidationError as error:
         return None, [_sentence(model, item) for item in error.errors(include_url=False)]
 
@@ -115,6 +116,15 @@ def parse(model: type[Config], values: Mapping[str, Any]) -> Config:
     return config
 
 
+def _validated(model: type[Config], values: Mapping[str, Any]) -> Config:
+    """Read as JSON, so that what a database gives back is what went in: there a tuple is a list."""
+    try:
+        text = json.dumps(values, allow_nan=False)
+    except (TypeError, ValueError):  # something that JSON has no word for; the model says what it thinks of it
+        return model.model_validate(values)
+    return model.model_validate_json(text)
+
+
 def _plain(value: Any) -> Any:
     """Numbers from numpy become Python's own, so that a grid may come from numpy.linspace."""
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
@@ -125,10 +135,11 @@ def _plain(value: Any) -> Any:
 def _sentence(model: type[Config], item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{model.__name__} has no field {name} ({nearest(name, model.model_fields)})"
+        return f"{model.__name__} has no field {name} ({nearest(name, {*model.model_fields, *field_types(model)})})"
     if item["type"] == "missing":
         return f"{name} is missing"
-    text = item["msg"][:1].lower() + item["msg"][1:]
+    own = item["type"] == "value_error"  # the words of a validator, after a prefix of pydantic's
+    text = item["msg"].removeprefix("Value error, ") if own else item["msg"][:1].lower() + item["msg"][1:]
     return f"{name}={item['input']!r}: {text}" if name else text
 
 
@@ -136,23 +147,40 @@ def _sentence(model: type[Config], item: Any) -> str:
 
 
 def field_types(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
-    """Fields and their types (bool, int, float, str), nested ones with dots: what the filter language knows."""
+    """Fields and their types, nested ones with dots: what the filter language knows.
+
+    A type is bool, int, float, str, or json for what has parts (a list, a tuple, a dict).
+    """
     types: dict[str, str] = {}
     for name, field in model.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            types |= field_types(annotation, f"{prefix}{name}.")
+        options = _options(field.annotation)
+        nested = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        if nested is not None:
+            types |= field_types(nested, f"{prefix}{name}.")
         else:
-            types[prefix + name] = _type_name(annotation)
+            types[prefix + name] = _type_name(options)
     return types
 
 
-def _type_name(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return type(get_args(annotation)[0]).__name__
-    for kind in (bool, int, float):
-        if annotation is kind or kind in get_args(annotation):
-            return kind.__name__
+def _options(annotation: Any) -> list[Any]:
+    """The types that a value may have: those of a union and of a Literal's values, without None."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _options(args[0])
+    if origin in (Union, UnionType):
+        return [option for arg in args for option in _options(arg)]
+    found = [type(value) for value in args] if origin is Literal else [origin or annotation]
+    return [option for option in found if option is not type(None)]
+
+
+def _type_name(options: Sequence[Any]) -> str:
+    """The narrowest of the known types that holds all options."""
+    kinds = [option for option in options if isinstance(option, type)]
+    if any(issubclass(kind, (list, tuple, dict, set, frozenset)) for kind in kinds):
+        return "json"
+    for known in (bool, int, float):  # bool is an int here as in Python, and an int fits a float field
+        if kinds and all(issubclass(kind, known) or (known is float and issubclass(kind, int)) for kind in kinds):
+            return known.__name__
     return "str"
 
 

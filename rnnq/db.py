@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, exc, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, text
 from sqlalchemy.engine import make_url
 
-from rnnq.errors import DatabaseError, InputError
+from rnnq.errors import DatabaseError, InputError, RnnqError
 
 SCHEMA = "0001"  # the revision that this program reads and writes; tests hold it equal to tables.SCHEMA and the head
 LEASE = 60.0  # seconds; written into the database when it is made
@@ -41,7 +41,7 @@ def path_of(url: str) -> Path:
         return Path(url).expanduser()
     try:
         parsed = make_url(url)
-    except exc.ArgumentError as error:
+    except (exc.ArgumentError, ValueError) as error:
         raise InputError(f"{url!r} is no database address", "a path, or sqlite:///path") from error
     if parsed.get_backend_name() != "sqlite" or not parsed.database or parsed.database == ":memory:":
         raise InputError(f"{url!r}: this version keeps studies in SQLite files only", "a path, or sqlite:///path")
@@ -58,14 +58,21 @@ def open(url: str) -> Engine:
         raise InputError(f"there is no database {path}", "`rnnq init DEFINITION` makes one; --db names another")
     _refuse_strange_file(path)
     engine = _engine(path)
-    found = revision(engine)
+    try:
+        _refuse_other_schema(path, revision(engine))
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _refuse_other_schema(path: Path, found: str | None) -> None:
     if found is None:
         raise InputError(f"{path} is an SQLite database, but not one of rnnq", "--db names another")
     if found > SCHEMA:
         raise InputError(f"{path} has schema {found}; this rnnq knows up to {SCHEMA}", "install a newer rnnq")
     if found < SCHEMA:
         raise InputError(f"{path} has schema {found}; this rnnq needs {SCHEMA}", "run `rnnq db upgrade`")
-    return engine
 
 
 def _refuse_strange_file(path: Path) -> None:
@@ -81,9 +88,8 @@ def _refuse_strange_file(path: Path) -> None:
 
 
 def _engine(path: Path) -> Engine:
-    engine = create_engine(
-        f"sqlite:///{path.absolute()}", connect_args={"timeout": 5.0, "check_same_thread": False}, pool_size=4
-    )
+    url = URL.create("sqlite", database=str(path.absolute()))  # not pasted: a folder's name may hold ? and %
+    engine = create_engine(url, connect_args={"timeout": 5.0, "check_same_thread": False}, pool_size=4)
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", _on_begin)
     return engine
@@ -134,16 +140,16 @@ class _Median(_Numbers):
 
 def _on_begin(connection: Connection) -> None:
     if connection.get_execution_options().get(_WRITE):
-        _begin_immediate(connection)
+        _patiently(connection, "BEGIN IMMEDIATE")
     else:
         connection.exec_driver_sql("BEGIN")
 
 
-def _begin_immediate(connection: Connection) -> None:
-    """Take the write lock. We poll by ourselves, shortly and with jitter.
+def _patiently(connection: Connection, statement: str) -> None:
+    """Run a statement that takes a lock. We poll by ourselves, shortly and with jitter.
 
     SQLite's own busy handler sleeps up to 100 ms between looks and has no queue, so that a process which looks
-    seldom never meets the short gaps that a busy one leaves.
+    seldom never meets the short gaps that a busy one leaves; and a change to WAL mode does not always ask it.
     """
     deadline = time.monotonic() + BUSY
     driver = connection.connection.driver_connection
@@ -152,7 +158,7 @@ def _begin_immediate(connection: Connection) -> None:
     try:
         while True:
             try:
-                driver.execute("BEGIN IMMEDIATE")
+                driver.execute(statement)
                 return
             except sqlite3.OperationalError as error:
                 if not _is_busy(error) or time.monotonic() > deadline:
@@ -187,10 +193,13 @@ def _translated(engine: Engine) -> Iterator[None]:
     try:
         yield
     except (exc.DBAPIError, sqlite3.Error) as error:
-        raise _translate(engine, error) from error
+        translated = _translate(engine, error)
+        if translated is None:
+            raise
+        raise translated from error
 
 
-def _translate(engine: Engine, error: exc.DBAPIError | sqlite3.Error) -> Exception:
+def _translate(engine: Engine, error: exc.DBAPIError | sqlite3.Error) -> RnnqError | None:
     cause = error.orig if isinstance(error, exc.DBAPIError) else error
     name = getattr(cause, "sqlite_errorname", "")
     path = engine.url.database
@@ -204,7 +213,7 @@ def _translate(engine: Engine, error: exc.DBAPIError | sqlite3.Error) -> Excepti
         return DatabaseError(f"the write lock of {path} was not free for {BUSY:g} s", "another process holds it")
     if isinstance(cause, sqlite3.OperationalError):
         return DatabaseError(f"the database {path} failed: {cause}")
-    return error  # an integrity error is a bug of ours: it keeps its whole trace
+    return None  # an integrity error is a bug of ours: it keeps its whole trace
 
 
 def clock(connection: Connection, now: float | None = None) -> float:
@@ -218,11 +227,16 @@ def clock(connection: Connection, now: float | None = None) -> float:
 def revision(engine: Engine) -> str | None:
     """The schema revision of the database; None when it is not rnnq's."""
     with reading(engine) as connection:
-        known = "SELECT 1 FROM sqlite_master WHERE name = 'alembic_version'"
-        if not connection.execute(text(known)).first():
-            return None
-        found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-        return str(found) if found is not None else None
+        return _revision(connection)
+
+
+def _revision(connection: Connection) -> str | None:
+    # other programs use Alembic, too: its table alone says nothing
+    known = "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name IN ('alembic_version', 'study')"
+    if connection.execute(text(known)).scalar() != 2:
+        return None
+    found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    return str(found) if found is not None else None
 
 
 def migrations() -> Path:
@@ -242,15 +256,13 @@ def upgrade(url: str, root: str | None = None, scripts: Path | None = None) -> s
     fresh = _make_room(path)
     engine = _engine(path)
     try:
-        found = None if fresh else revision(engine)
+        found = None if fresh else _revision_to_upgrade(engine, path)
         head = _head(scripts)
         if found == head:
             return None
-        if found is None and not fresh and _has_tables(engine):
-            raise InputError(f"{path} is an SQLite database, but not one of rnnq", "--db names another")
         if found is not None and found > head:
             raise InputError(f"{path} has schema {found}; this rnnq knows up to {head}", "install a newer rnnq")
-        backup = _back_up(path, found) if found else None
+        backup = _back_up(engine, path, found) if found else None
         with _translated(engine):
             done = _migrate(engine, head, root, scripts)
         if not done:
@@ -266,12 +278,19 @@ def _make_room(path: Path) -> bool:
         raise InputError(f"the folder {path.parent} of the database {path.name} does not exist", "make it first")
     if path.exists():
         _refuse_strange_file(path)
-    return not path.exists() or path.stat().st_size == 0
+    fresh = not path.exists() or path.stat().st_size == 0
+    if fresh:
+        lease_from_environment()  # a bad one is refused before there is a file
+    return fresh
 
 
-def _has_tables(engine: Engine) -> bool:
-    with reading(engine) as connection:
-        return connection.execute(text("SELECT 1 FROM sqlite_master")).first() is not None
+def _revision_to_upgrade(engine: Engine, path: Path) -> str | None:
+    """The revision of a file that is there; None while it holds nothing. Raises InputError for a stranger's."""
+    with reading(engine) as connection:  # one view: another process may be making this database right now
+        found = _revision(connection)
+        if found is None and connection.execute(text("SELECT 1 FROM sqlite_master")).first() is not None:
+            raise InputError(f"{path} is an SQLite database, but not one of rnnq", "--db names another")
+        return found
 
 
 def _head(scripts: Path | None) -> str:
@@ -284,7 +303,9 @@ def _head(scripts: Path | None) -> str:
     return head
 
 
-def _back_up(path: Path, found: str) -> Path:
+def _back_up(engine: Engine, path: Path, found: str) -> Path:
+    with reading(engine) as connection:
+        _refuse_while_workers_beat(connection)  # now, before it costs time and space, and again under the lock
     backup = path.with_name(f"{path.name}.backup-{found}-{time.strftime('%Y%m%d-%H%M%S')}")
     with sqlite3.connect(path) as source, sqlite3.connect(backup) as target:
         source.backup(target)
@@ -298,7 +319,7 @@ def _migrate(engine: Engine, head: str, root: str | None, scripts: Path | None) 
     with engine.connect() as connection:
         driver = connection.connection.driver_connection
         assert isinstance(driver, sqlite3.Connection)
-        driver.execute("PRAGMA journal_mode = WAL")
+        _patiently(connection, "PRAGMA journal_mode = WAL")
         # rebuilding a table drops it: with foreign keys on, its children would be checked or emptied
         driver.execute("PRAGMA foreign_keys = OFF")
         try:
@@ -321,7 +342,7 @@ def _migrate_inside(connection: Connection, head: str, root: str | None, scripts
     if broken:
         raise DatabaseError(f"the migration left {len(broken)} rows without their parent; nothing was changed")
     after = _row_counts(connection)
-    changed = [f"{t}: {n} -> {after[t]}" for t, n in before.items() if t in after and after[t] != n]
+    changed = [f"{t}: {n} -> {after.get(t, 0)}" for t, n in before.items() if after.get(t, 0) != n]
     if changed:
         raise DatabaseError("the migration changed numbers of rows (" + ", ".join(changed) + "); nothing was changed")
     if "study" not in before:

@@ -37,16 +37,41 @@ def process_start(pid: int) -> str | None:
 
     None where the system does not tell, and for a process that is gone. A zombie is gone: it will not write again.
     """
-    stat = _read(f"/proc/{pid}/stat")
+    try:
+        return _start(pid)
+    except OSError:
+        return None
+
+
+def is_gone(host: str, pid: int, start: str | None) -> bool:
+    """Whether a process is surely dead. Never true for a process of another host, or one without a known start."""
+    if host != name() or start is None:
+        return False
+    try:
+        return _start(pid) != start
+    except (FileNotFoundError, ProcessLookupError):
+        return not _exists(pid)  # the system may hide what other users run
+    except OSError:
+        return False  # we could not look, say for want of file handles: that proves nothing
+
+
+def _start(pid: int) -> str | None:
+    """As `process_start`; raises OSError for a process that cannot be seen."""
+    stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     fields = stat.rpartition(")")[2].split()  # the name in brackets may hold spaces
     if len(fields) < 20 or fields[0] in ("Z", "X"):
         return None
     return fields[19]
 
 
-def is_gone(host: str, pid: int, start: str | None) -> bool:
-    """Whether a process is surely dead. Never true for a process of another host, or one without a known start."""
-    return host == name() and start is not None and process_start(pid) != start
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # it is there, and another user's
+    return True
 
 
 def _read(path: str) -> str:
@@ -61,7 +86,9 @@ def _read(path: str) -> str:
 
 def command_line() -> str:
     """The command as one could type it again."""
-    return shlex.join([Path(sys.argv[0]).name or "python", *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    words = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name or "python"]
+    return shlex.join([*words, *sys.argv[1:]])
 
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:

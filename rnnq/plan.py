@@ -70,7 +70,7 @@ def from_definitions(definitions: Sequence[Definition], defs: Path, progress: Pr
                 made.append(new_stage(stage.name, origin, [Entry(v) for v in stage.configs()], progress))
             except InputError as error:
                 problems += error.problems + ([f"hint: {error.hint}"] if error.hint else [])
-    names = [stage.name for stage in made]
+    names = [stage.name for definition in definitions for stage in definition.stages]
     problems += [f"stage {name} is defined twice" for name in sorted({n for n in names if names.count(n) > 1})]
     if problems:
         raise InputError(problems)
@@ -92,14 +92,18 @@ def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Pro
     """
     problems = Problems(name)
     configs: dict[str, tuple[Config, list[tuple[int, str, str]]]] = {}
+    firsts: dict[int, Config] = {}  # number of an entry -> its config, where no entry before has the same
     for number, entry in enumerate(progress(entries), start=1):
         config, sentences = check(origin.config, entry.values)
         for sentence in sentences:
             problems.add(sentence, number)
         if config is not None:
-            _, parents = configs.setdefault(fingerprint(origin.family, config), (config, []))
+            key = fingerprint(origin.family, config)
+            if key not in configs:
+                configs[key], firsts[number] = (config, []), config
+            parents = configs[key][1]
             parents += [parent for parent in entry.parents if parent not in parents]
-    data = _datasets([config for config, _ in configs.values()], problems)
+    data = _datasets(firsts, problems)
     if problems.found:
         raise InputError(problems.lines(len(entries)))
     runs = [_new_run(origin.family, key, config, tuple(parents)) for key, (config, parents) in configs.items()]
@@ -119,9 +123,9 @@ def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Pro
     )
 
 
-def _datasets(configs: Iterable[Config], problems: Problems) -> dict[str, str]:
+def _datasets(configs: Mapping[int, Config], problems: Problems) -> dict[str, str]:
     found: dict[str, str] = {}
-    for number, config in enumerate(configs, start=1):
+    for number, config in configs.items():
         try:
             found |= config.datasets()
         except DataError as error:

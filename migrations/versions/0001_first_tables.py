@@ -167,6 +167,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("stage", "fingerprint"),
     )
+    op.create_index(
+        "ix_runs_claim",
+        "runs",
+        ["intake", "stage", sa.text("priority DESC"), "id"],
+        unique=False,
+        sqlite_where=sa.text("state = 'pending'"),
+        postgresql_where=sa.text("state = 'pending'"),
+    )
+    op.create_index(
+        "ix_runs_claim_pack",
+        "runs",
+        ["intake", "stage", "pack_key", sa.text("priority DESC"), "id"],
+        unique=False,
+        sqlite_where=sa.text("state = 'pending'"),
+        postgresql_where=sa.text("state = 'pending'"),
+    )
     op.create_index("ix_runs_count", "runs", ["intake", "stage", "state"], unique=False)
     op.create_index("ix_runs_ended", "runs", ["stage", "ended_at"], unique=False)
     op.create_index("ix_runs_group", "runs", ["stage", "group_key"], unique=False)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rnnq import data
+from rnnq.data import Corpus
 from rnnq.families.dynamics.config import HELD_OUT, DynamicsConfig
 
 HELD_OUT_WINDOWS = 64
@@ -25,26 +25,22 @@ def part(corpus: np.ndarray, split: str) -> np.ndarray:
     return corpus[first:last]
 
 
-def training_windows(config: DynamicsConfig, index: int) -> Tensor:
+def training_windows(corpus: Corpus, config: DynamicsConfig, index: int) -> Tensor:
     """The windows that a run reads from step index · (window - 1) on: (window, batch) byte values.
 
     Start positions are uniform over the train part, with replacement; (seed, index) alone decides them.
     """
-    train = part(data.load(config.corpus).bytes, "train")
+    train = part(corpus.bytes, "train")
     digest = hashlib.sha256(f"dynamics windows {config.seed} {index}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
     starts = torch.randint(0, len(train) - config.window + 1, (config.batch_size,), generator=generator)
     return _windows(train, starts.numpy(), config.window)
 
 
-def held_out_windows(config: DynamicsConfig, split: str) -> Tensor:
-    """64 fixed windows, evenly spread over a held-out part: (window, 64) byte values."""
-    return _held_out(config.corpus, config.window, split)
-
-
 @lru_cache(maxsize=8)
-def _held_out(corpus: str, window: int, split: str) -> Tensor:
-    held_out = part(data.load(corpus).bytes, split)
+def held_out_windows(corpus: Corpus, window: int, split: str) -> Tensor:
+    """64 fixed windows, evenly spread over a held-out part: (window, 64) byte values."""
+    held_out = part(corpus.bytes, split)
     starts = np.linspace(0, len(held_out) - window, HELD_OUT_WINDOWS).astype(np.int64)
     return _windows(held_out, starts, window)
 
@@ -55,17 +51,17 @@ def _windows(corpus: np.ndarray, starts: np.ndarray, window: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def table_losses(corpus: str, window: int) -> tuple[float, float]:
+def table_losses(corpus: Corpus, window: int) -> tuple[float, float]:
     """Loss in nats per byte of a unigram and of a bigram table on the very bytes that val_loss is measured on.
 
     The tables are counted on the train part; 0.1 is added to each count.
     """
-    train = part(data.load(corpus).bytes, "train")
+    train = part(corpus.bytes, "train")
     pairs = _count_pairs(train)
     bigram = np.log(pairs + ADD) - np.log(pairs.sum(1, keepdims=True) + 256 * ADD)
     single = np.bincount(train, minlength=256)
     unigram = np.log(single + ADD) - np.log(single.sum() + 256 * ADD)
-    windows = _held_out(corpus, window, "val").numpy()
+    windows = held_out_windows(corpus, window, "val").numpy()
     before, after = windows[:-1], windows[1:]
     return -float(unigram[after].mean()), -float(bigram[before, after].mean())
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rnnq.data import Corpus, load
 from rnnq.families.base import Curve, Family, State
 from rnnq.families.dynamics import data
 from rnnq.families.dynamics.config import DynamicsConfig
@@ -144,6 +145,7 @@ class Dynamics(Family):
 
     def __init__(self) -> None:
         self._windows: dict[int, tuple[DynamicsConfig, int, Tensor]] = {}
+        self._corpora: dict[str, Corpus] = {}
 
     def init(self, configs: Sequence[DynamicsConfig]) -> State:
         """Parameters of each member from its own seed; states are zero."""
@@ -164,8 +166,17 @@ class Dynamics(Family):
         index, position = divmod(at, config.window - 1)
         held = self._windows.get(member)
         if held is None or held[0] is not config or held[1] != index:
-            held = self._windows[member] = (config, index, data.training_windows(config, index))
+            held = self._windows[member] = (config, index, self._read(config, index))
         return held[2][position], held[2][position + 1]
+
+    def _read(self, config: DynamicsConfig, index: int) -> Tensor:
+        return data.training_windows(self._corpus(config), config, index)
+
+    def _corpus(self, config: DynamicsConfig) -> Corpus:
+        """Loaded once: a file that somebody rewrites or deletes must not change under a run."""
+        if config.corpus not in self._corpora:
+            self._corpora[config.corpus] = load(config.corpus)
+        return self._corpora[config.corpus]
 
     def loss(self, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Losses before the update, and the states after this byte."""
@@ -188,7 +199,7 @@ class Dynamics(Family):
         """Held-out loss from zero states with frozen weights; for val also with every state zeroed at each byte."""
         config = configs[0]
         device = state.params["embed.weight"].device
-        windows = data.held_out_windows(config, split).to(device)
+        windows = data.held_out_windows(self._corpus(config), config.window, split).to(device)
         losses = self._held_out_losses(config, state.params, windows)
         found = [{f"{split}_loss": loss, f"{split}_bpb": loss / math.log(2)} for loss in losses.tolist()]
         if split == "val":
@@ -220,6 +231,6 @@ class Dynamics(Family):
         """`loss` is the lowest logged average from step 50 on: it starts at 3.0, which weighs on the first points."""
         found = super().summary(config, curve)
         losses = [value for name, at, value in curve if name == "loss" and at >= 50 and math.isfinite(value)]
-        unigram, bigram = data.table_losses(config.corpus, config.window)
+        unigram, bigram = data.table_losses(self._corpus(config), config.window)
         found |= {"unigram_loss": unigram, "bigram_loss": bigram, "parameters": parameter_count(config)}
         return found | ({"loss": min(losses)} if losses else {})

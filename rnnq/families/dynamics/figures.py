@@ -1,0 +1,179 @@
+"""What only this family has to show: whether a net uses its memory. Reaches no torch.
+
+A low loss alone proves no memory: the best run of the original study whose recurrence was never trained still had
+1.78 nats per byte, below the 1.9 that its author took as proof. Two comparisons are drawn instead, both on held-out
+bytes. Below its own loss with every state zeroed, a net depends on its states. Below a bigram table, it predicts
+better than whatever knows the current byte alone. A net uses its memory when both hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import StrMethodFormatter
+from pandas import DataFrame
+
+CURVES = ("val_loss", "val_loss_no_state")
+WORDS = {
+    "loss": "lowest training loss (moving average)",
+    "val_loss": "held-out loss",
+    "val_bpb": "held-out loss",
+    "val_loss_no_state": "held-out loss, states zeroed",
+    "test_loss": "test loss",
+    "test_bpb": "test loss",
+    "steps_per_s": "speed",
+}
+SEED_BOUND = 1.9  # nats a byte of training loss that the original study took as proof of memory, on enwik8
+BEST = 5
+UNIT = "nats/byte"
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#000000")
+USES, NOT = "#009e73", "#999999"
+TABLES = {"bigram_loss": ("bigram table", (0, (4, 2))), "unigram_loss": ("unigram table", (0, (1, 2)))}
+
+
+def draw(runs: DataFrame, curves: DataFrame, save: Callable[[Figure, str, DataFrame], list[Path]]) -> list[Path]:
+    """Draw the family's figures with the frames of a stage; returns what `save` wrote.
+
+    runs    as of frame.runs_frame, all runs of the stage
+    curves  as of frame.curves_frame, with CURVES at least
+    """
+    judged = judge(runs)
+    if judged.empty:
+        return []
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    shown = _curves_of(judged.head(BEST), curves)
+    _draw_curves(left, judged.head(BEST), shown)
+    _draw_runs(right, judged)
+    figure.suptitle("\n".join(summary(judged, len(runs))))
+    return save(figure, "memory", _numbers(judged, shown))
+
+
+def judge(runs: DataFrame) -> DataFrame:
+    """The finished runs with both held-out losses, lowest val_loss first, each with what it shows.
+
+    needs_state    its loss is below that without states
+    beats_bigram   its loss is below that of a table of the current byte
+    uses_memory    both
+    passes_bound   its training loss is below the bound of the original study
+    """
+    if not set(CURVES) <= set(runs.columns):
+        return runs.iloc[:0]
+    finite = np.isfinite(runs[list(CURVES)]).all(axis=1)
+    found = runs[(runs["state"] == "done") & finite].sort_values(["val_loss", "id"])
+    needs = found["val_loss"] < found["val_loss_no_state"]
+    beats = found["val_loss"] < found["bigram_loss"]
+    return found.assign(
+        needs_state=needs, beats_bigram=beats, uses_memory=needs & beats, passes_bound=found["loss"] < SEED_BOUND
+    )
+
+
+def summary(judged: DataFrame, total: int) -> list[str]:
+    """What the runs show, in words."""
+    uses, passes = judged["uses_memory"], judged["passes_bound"]
+    first = (
+        f"{judged['stage'].iloc[0]}: does the net use its memory? {int(uses.sum())} of the {len(judged)} finished runs "
+        f"shown do in both senses ({total} in the stage)"
+    )
+    wrong = int((passes & ~uses).sum())
+    second = (
+        f"{int(passes.sum())} have a training loss < {SEED_BOUND}, taken as proof of memory by the original study; "
+        f"{wrong} of these {'does' if wrong == 1 else 'do'} not use it"
+    )
+    return [first, second]
+
+
+def _curves_of(best: DataFrame, curves: DataFrame) -> DataFrame:
+    """run, step, val_loss, val_loss_no_state of the best runs; what is not finite is left out."""
+    kept = curves[curves["run"].isin(best["id"]) & curves["name"].isin(CURVES) & np.isfinite(curves["value"])]
+    wide = kept.pivot(index=["run", "step"], columns="name", values="value").reset_index()
+    return wide.reindex(columns=["run", "step", *CURVES])
+
+
+# ----------------------------------------------------------------------------------------------------- left panel
+
+
+def _draw_curves(axes: Axes, best: DataFrame, shown: DataFrame) -> None:
+    handles = []
+    for colour, (place, (_, run)) in zip(COLOURS, enumerate(best.iterrows(), start=1), strict=False):
+        own = shown[shown["run"] == run["id"]]
+        axes.plot(own["step"], own["val_loss"], color=colour, marker="o", markersize=3)
+        axes.plot(own["step"], own["val_loss_no_state"], color=colour, marker="o", markersize=3, linestyle="--", lw=1)
+        label = f"{place}. {_short(run['label'])} (run {run['id']})"
+        handles.append(Line2D([], [], color=colour, label=label))
+    handles.append(Line2D([], [], color="#444444", linestyle="--", lw=1, label="the same net, every state zeroed"))
+    handles += _draw_tables(axes, best)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel(f"held-out loss ({UNIT})")
+    axes.set_title(f"the {len(best)} runs of lowest held-out loss, with and without their states")
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+
+
+def _draw_tables(axes: Axes, runs: DataFrame) -> list[Line2D]:
+    """A line for each table's loss; several where runs differ in what they read."""
+    handles = []
+    for name, (words, dashes) in TABLES.items():
+        values = sorted(set(runs[name].dropna().round(6)))
+        for value in values[:3]:
+            axes.axhline(value, color="#444444", linestyle=dashes, linewidth=1.2)
+        if values:
+            text = ", ".join(f"{value:.3f}" for value in values[:3])
+            handles.append(Line2D([], [], color="#444444", linestyle=dashes, lw=1.2, label=f"{words} ({text})"))
+    return handles
+
+
+def _short(label: str) -> str:
+    return (label if len(label) <= 40 else label[:39] + "…").replace("$", r"\$")
+
+
+# ---------------------------------------------------------------------------------------------------- right panel
+
+
+def _draw_runs(axes: Axes, judged: DataFrame) -> None:
+    uses = judged["uses_memory"]
+    for mask, colour, size in ((~uses, NOT, 16), (uses, USES, 22)):
+        part = judged[mask]
+        axes.scatter(part["val_loss_no_state"], part["val_loss"], s=size, color=colour, alpha=0.7, linewidths=0)
+    passing = judged[judged["passes_bound"]]
+    axes.scatter(
+        passing["val_loss_no_state"], passing["val_loss"], s=46, facecolors="none", edgecolors="#d55e00", lw=0.8
+    )
+    low = judged[list(CURVES)].min().min()
+    high = min(judged["val_loss"].max(), judged["val_loss_no_state"].max())
+    axes.axline((low, low), slope=1, color="#444444", linewidth=1)
+    handles = [*_run_handles(judged), Line2D([], [], color="#444444", lw=1, label="no use of the state: both equal")]
+    handles += _draw_tables(axes, judged)[:1]
+    axes.set_xlabel(f"held-out loss with every state zeroed ({UNIT})")
+    axes.set_ylabel(f"held-out loss ({UNIT})")
+    axes.set_title("every finished run")
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
+    del high
+
+
+def _run_handles(judged: DataFrame) -> list[Line2D]:
+    uses, passes = int(judged["uses_memory"].sum()), int(judged["passes_bound"].sum())
+    same = {"linestyle": "", "marker": "o"}
+    return [
+        Line2D([], [], color=USES, markersize=5, label=f"uses memory: below both lines (n={uses})", **same),
+        Line2D([], [], color=NOT, markersize=4, label=f"does not (n={len(judged) - uses})", **same),
+        Line2D([], [], markerfacecolor="none", markeredgecolor="#d55e00", markersize=7,
+               label=f"training loss < {SEED_BOUND} (n={passes})", **same),
+    ]  # fmt: skip
+
+
+def _numbers(judged: DataFrame, shown: DataFrame) -> DataFrame:
+    """Both panels in one table: `panel` is "curves" (a row for each evaluation) or "runs"."""
+    verdicts = ["needs_state", "beats_bigram", "uses_memory", "passes_bound"]
+    runs = judged[["id", "label", *CURVES, *TABLES, "loss", *verdicts]].rename(columns={"id": "run"})
+    labels = judged.set_index("id")["label"]
+    curves = shown.assign(label=shown["run"].map(labels), panel="curves")
+    both = pd.concat([curves, runs.assign(panel="runs")])
+    return both[["panel", "run", "label", "step", *CURVES, *TABLES, "loss", *verdicts]].astype({"step": "Int64"})
