@@ -35,9 +35,9 @@ class StageInfo:
         return next((str(m["name"]) for m in self.metrics if m["primary"]), "loss")
 
     def metric(self, name: str) -> dict[str, Any]:
-        """A metric by name; `loss` always means the primary one. Raises InputError."""
+        """A metric by name; `loss` always means the primary one, as in a filter. Raises InputError."""
         known = {str(m["name"]): m for m in self.metrics}
-        if name == "loss" and name not in known:
+        if name == "loss":
             name = self.primary
         if name not in known:
             raise InputError(f"stage {self.name} has no metric {name!r}", nearest(name, known))
@@ -68,7 +68,9 @@ def stage_infos(engine: Engine) -> dict[str, StageInfo]:
 
 def newest_finished_stage(engine: Engine) -> str:
     """The stage made last among those with finished runs. Raises InputError when there is none."""
-    sql = """SELECT name FROM stages WHERE EXISTS (SELECT 1 FROM runs WHERE stage = stages.name AND state = 'done')
+    sql = """SELECT name FROM stages WHERE EXISTS (
+                 SELECT 1 FROM runs WHERE runs.stage = stages.name AND runs.state = 'done'
+                 AND runs.intake IN (SELECT id FROM intakes WHERE intakes.stage = stages.name AND complete))
              ORDER BY created_at DESC, name DESC LIMIT 1"""
     with db.reading(engine) as connection:
         found = connection.execute(text(sql)).scalar()
@@ -157,7 +159,9 @@ def points(engine: Engine, stage: str, names: Sequence[str]) -> list[tuple[int, 
     """The curves of a stage: (run, metric, step, value), ordered."""
     sql = """SELECT point.run_id, metrics.name, point.step, point.value
              FROM runs JOIN point ON point.run_id = runs.id JOIN metrics ON metrics.id = point.metric_id
-             WHERE runs.stage = :stage AND metrics.name = :name ORDER BY point.run_id, point.step"""
+             WHERE runs.stage = :stage AND metrics.name = :name
+             AND runs.intake IN (SELECT id FROM intakes WHERE stage = :stage AND complete)
+             ORDER BY point.run_id, point.step"""
     found: list[tuple[int, str, int, float | None]] = []
     with db.reading(engine) as connection:
         for name in names:
@@ -176,5 +180,5 @@ def groups(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
 
 def value_of(row: dict[str, Any], metric: str, primary: str) -> float | None:
     """A run's metric: the indexed column for the primary one, else what its summary holds."""
-    value = row["loss"] if metric in (primary, "loss") else (row["summary"] or {}).get(metric)
+    value = row["loss"] if metric == primary else (row["summary"] or {}).get(metric)
     return float(value) if isinstance(value, (int, float)) else None

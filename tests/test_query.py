@@ -627,8 +627,7 @@ NASTY = ["x' OR '1'='1", "'; DROP TABLE runs; --", '" OR 1=1 --', ":q0", "$.a", 
 @pytest.mark.parametrize("word", NASTY)
 def test_a_value_is_bound_and_never_pasted(word):
     quote = "'" if '"' in word else '"'
-    if quote in word:
-        pytest.skip("holds both kinds of quote")
+    assert quote not in word
     for text in (f"label = {quote}{word}{quote}", f"cell in ({quote}{word}{quote})", f"label ~ {quote}{word}{quote}"):
         condition = query.compile(text, SCOPE)
         assert list(condition.params.values()) == [word]

@@ -42,7 +42,7 @@ def status(db: Db = DB, stage: Stage = None, format: Rows = Format.table) -> Non
 
 
 def _stage_row(found: Any) -> dict[str, Any]:
-    rate = None if found.runs_per_hour is None else f"{found.runs_per_hour:,.0f}"
+    rate = None if found.runs_per_hour is None else round(found.runs_per_hour)
     name = f"{found.stage} (paused)" if found.paused else found.stage
     reckoned = "" if found.eta_s == 0 else found.reckoned
     eta = "" if found.eta_s == 0 else output.duration(found.eta_s) or "unknown"

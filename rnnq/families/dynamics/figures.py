@@ -8,8 +8,10 @@ better than whatever knows the current byte alone. A net uses its memory when bo
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,6 +31,7 @@ WORDS = {
     "test_bpb": "test loss",
     "steps_per_s": "speed",
 }
+CURVE_WORDS = {**WORDS, "loss": "training loss (moving average)"}
 SEED_BOUND = 1.9  # nats a byte of training loss that the original study took as proof of memory, on enwik8
 BEST = 5
 UNIT = "nats/byte"
@@ -51,7 +54,9 @@ def draw(runs: DataFrame, curves: DataFrame, save: Callable[[Figure, str, DataFr
     shown = _curves_of(judged.head(BEST), curves)
     _draw_curves(left, judged.head(BEST), shown)
     _draw_runs(right, judged)
-    figure.suptitle("\n".join(summary(judged, len(runs))))
+    missing = len(runs) - len(judged)
+    right.set_title("every finished run" + (f" ({missing} of {len(runs)} lack these numbers)" if missing else ""))
+    figure.suptitle("\n".join(part for line in summary(judged) for part in textwrap.wrap(line, 130)))
     return save(figure, "memory", _numbers(judged, shown))
 
 
@@ -74,19 +79,15 @@ def judge(runs: DataFrame) -> DataFrame:
     )
 
 
-def summary(judged: DataFrame, total: int) -> list[str]:
+def summary(judged: DataFrame) -> list[str]:
     """What the runs show, in words."""
     uses, passes = judged["uses_memory"], judged["passes_bound"]
-    first = (
-        f"{judged['stage'].iloc[0]}: does the net use its memory? {int(uses.sum())} of the {len(judged)} finished runs "
-        f"shown do in both senses ({total} in the stage)"
-    )
-    wrong = int((passes & ~uses).sum())
-    second = (
-        f"{int(passes.sum())} have a training loss < {SEED_BOUND}, taken as proof of memory by the original study; "
-        f"{wrong} of these {'does' if wrong == 1 else 'do'} not use it"
-    )
-    return [first, second]
+    return [
+        f"{judged['stage'].iloc[0]}: does a net use its memory? {uses.sum()} of {len(judged)} runs do: below their own "
+        "loss without states, and below the bigram table",
+        f"training loss < {SEED_BOUND}, the original study's proof of memory: passed by {passes.sum()} runs "
+        f"({(passes & ~uses).sum()} do not use it), not by {(~passes).sum()} ({(uses & ~passes).sum()} do use it)",
+    ]
 
 
 def _curves_of(best: DataFrame, curves: DataFrame) -> DataFrame:
@@ -108,7 +109,7 @@ def _draw_curves(axes: Axes, best: DataFrame, shown: DataFrame) -> None:
         label = f"{place}. {_short(run['label'])} (run {run['id']})"
         handles.append(Line2D([], [], color=colour, label=label))
     handles.append(Line2D([], [], color="#444444", linestyle="--", lw=1, label="the same net, every state zeroed"))
-    handles += _draw_tables(axes, best)
+    handles += _draw_tables(axes, best, ["bigram_loss", "unigram_loss"])
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlabel("optimiser step")
@@ -117,10 +118,11 @@ def _draw_curves(axes: Axes, best: DataFrame, shown: DataFrame) -> None:
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
 
 
-def _draw_tables(axes: Axes, runs: DataFrame) -> list[Line2D]:
+def _draw_tables(axes: Axes, runs: DataFrame, names: list[str]) -> list[Line2D]:
     """A line for each table's loss; several where runs differ in what they read."""
     handles = []
-    for name, (words, dashes) in TABLES.items():
+    for name in names:
+        words, dashes = TABLES[name]
         values = sorted(set(runs[name].dropna().round(6)))
         for value in values[:3]:
             axes.axhline(value, color="#444444", linestyle=dashes, linewidth=1.2)
@@ -146,21 +148,18 @@ def _draw_runs(axes: Axes, judged: DataFrame) -> None:
     axes.scatter(
         passing["val_loss_no_state"], passing["val_loss"], s=46, facecolors="none", edgecolors="#d55e00", lw=0.8
     )
-    low = judged[list(CURVES)].min().min()
-    high = min(judged["val_loss"].max(), judged["val_loss_no_state"].max())
+    low = float(judged[list(CURVES)].min().min())
     axes.axline((low, low), slope=1, color="#444444", linewidth=1)
     handles = [*_run_handles(judged), Line2D([], [], color="#444444", lw=1, label="no use of the state: both equal")]
-    handles += _draw_tables(axes, judged)[:1]
+    handles += _draw_tables(axes, judged, ["bigram_loss"])
     axes.set_xlabel(f"held-out loss with every state zeroed ({UNIT})")
     axes.set_ylabel(f"held-out loss ({UNIT})")
-    axes.set_title("every finished run")
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
-    del high
 
 
 def _run_handles(judged: DataFrame) -> list[Line2D]:
     uses, passes = int(judged["uses_memory"].sum()), int(judged["passes_bound"].sum())
-    same = {"linestyle": "", "marker": "o"}
+    same: dict[str, Any] = {"linestyle": "", "marker": "o"}
     return [
         Line2D([], [], color=USES, markersize=5, label=f"uses memory: below both lines (n={uses})", **same),
         Line2D([], [], color=NOT, markersize=4, label=f"does not (n={len(judged) - uses})", **same),
