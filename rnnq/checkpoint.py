@@ -67,7 +67,7 @@ def write_aside(root: Path, path: str, owner: Owner, state: Mapping[str, Any]) -
             file.flush()
             os.fsync(file.fileno())
     except BaseException as error:
-        aside.unlink(missing_ok=True)
+        _unlink(aside)
         if isinstance(error, (OSError, RuntimeError)):  # torch reports a full disk as a RuntimeError
             raise CheckpointError(f"the checkpoint {target} could not be written: {error}") from error
         raise
@@ -84,8 +84,14 @@ def publish(root: Path, path: str, aside: Path, step: int) -> Saved:
     except OSError as error:
         raise CheckpointError(f"the checkpoint {target} could not be put in place: {error}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        _unlink(aside)
     return Saved(path, step, digest, size)
+
+
+def _unlink(path: Path) -> None:
+    """Delete what may not even be there; that it stays must not hide a worse error."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _sync_folder(path: Path) -> None:
@@ -157,5 +163,5 @@ def newest(
 def remove(root: Path, paths: Sequence[str]) -> None:
     """Delete files that a row no longer names. A file that stays is garbage, not an error."""
     for path in paths:
-        with contextlib.suppress(OSError, CheckpointError):
-            _place(root, path).unlink(missing_ok=True)
+        with contextlib.suppress(CheckpointError):
+            _unlink(_place(root, path))

@@ -173,7 +173,7 @@ def test_json_is_canonical_whole_and_without_nan() -> None:
         as_json({"loss": float("nan")})
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     lr=st.floats(min_value=1e-300, max_value=1),
     seed=st.integers(min_value=0, max_value=2**63 - 1),
