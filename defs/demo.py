@@ -1,10 +1,10 @@
-"""The study of defs/stage1.py at a size for two CPU cores: 28 small nets on the source of Python's standard library.
+"""The study of defs/stage1.py at a size for two CPU cores: 32 small nets on the source of Python's standard library.
 
-rnnq init defs/demo.py
-rnnq worker & rnnq worker & wait
-rnnq examine --stage demo
-rnnq promote --stage demo --top 10%
-rnnq worker
+    rnnq init defs/demo.py
+    workers/local.sh 2 --stage demo
+    rnnq examine --stage demo
+    rnnq promote --stage demo --top 10%
+    workers/local.sh 2 --stage demo-2
 """
 
 import rnnq
@@ -28,7 +28,7 @@ stage = rnnq.stage(
         use_new_state=[True, False],
         use_residual=[True, False],
         n_layers=[1, 2],
-    ).where(lambda c: c["use_new_state"] or c["use_residual"] or c["n_layers"] == 1),
-    base=dict(use_old_state=True, state_size=64, batch_size=32, window=256, steps=2_000, eval_every=500),
+    ),
+    base=dict(use_old_state=True, state_size=64, batch_size=32, window=256, steps=1_500, eval_every=500),
     refine=grow,
 )

@@ -180,7 +180,13 @@ def test_a_corpus_that_cannot_serve_is_refused_at_init(cli: Cli, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("text", "place", "says"),
-    [("los<1.9", 0, "los"), ("loss<", 5, ""), ("loss<'a'", 5, ""), ("(loss<1", 0, "never closed"), ("state=dine", 6, "done")],
+    [
+        ("los<1.9", 0, "los"),
+        ("loss<", 5, ""),
+        ("loss<'a'", 5, ""),
+        ("(loss<1", 0, "never closed"),
+        ("state=dine", 6, "done"),
+    ],
 )
 def test_a_bad_filter_gets_a_caret_under_its_place(cli: Cli, tmp_path: Path, text: str, place: int, says: str) -> None:
     cli("init", write(tmp_path))
