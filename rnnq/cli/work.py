@@ -46,9 +46,9 @@ def worker(
     engine = database.open(db)
     if stage is not None:
         study.stage_info(engine, stage)
-    if drain and not queue.has_open(engine, stage):
-        output.remark("nothing is open")
-        return
+    if not wait and not queue.has_open(engine, stage):
+        output.remark("nothing is pending, running or able to open")
+        return  # torch, a second's work to load, is not needed to say so
     chosen = work.pick_device(gpu, device)
     work.prepare(chosen)
     scope = work.Scope(stage, runs, drain, wait)
