@@ -7,6 +7,8 @@ revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 
 
+# batch_alter_table rebuilds a table from what can be read of it: indexes come back without DESC (make ix_runs_claim
+# and ix_runs_claim_pack anew), intakes without AUTOINCREMENT (table_kwargs). tests/migrations compares with tables.py.
 def upgrade() -> None:
     ${upgrades if upgrades else "pass"}
 

@@ -28,6 +28,7 @@ LEASE = 60.0  # seconds; written into the database when it is made
 BUSY = 60.0  # seconds to wait for the write lock
 NOW = "(julianday('now') - 2440587.5) * 86400.0"  # unixepoch('subsec') is silently NULL before SQLite 3.42
 
+_jitter = random.Random()  # our own: a family draws from the global one, and its draws must not depend on our waits
 _WRITE = "rnnq_write"
 _MAGIC = b"SQLite format 3\x00"
 
@@ -163,7 +164,7 @@ def _patiently(connection: Connection, statement: str) -> None:
             except sqlite3.OperationalError as error:
                 if not _is_busy(error) or time.monotonic() > deadline:
                     raise
-            time.sleep(random.uniform(0.001, 0.012))
+            time.sleep(_jitter.uniform(0.001, 0.012))
     finally:
         driver.execute("PRAGMA busy_timeout = 5000")
 

@@ -18,11 +18,12 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unicodedata import category
 
 from sqlalchemy import Connection, Engine, text
 
 from rnnq import db, host
-from rnnq.errors import InputError, LeaseLost
+from rnnq.errors import DatabaseError, InputError, LeaseLost
 
 CHUNK = 2000  # rows a transaction of init inserts: about 0.05 s, so that nobody's heartbeat waits long
 LOST_LIMIT = 3  # attempts lost in a row without a new checkpoint, after which a run fails
@@ -35,8 +36,12 @@ Saved = Mapping[str, Any]  # a checkpoint file: path below the root, step, sha25
 
 
 def clean_text(value: str) -> str:
-    """NUL and control codes escaped: one database refuses them, terminals obey them."""
-    return "".join(c if (c >= " " and c != "\x7f") or c in "\n\t" else f"\\x{ord(c):02x}" for c in value)
+    """NUL, control codes and halves of pairs escaped: databases refuse some, terminals obey others."""
+    return "".join(c if c in "\n\t" or category(c) not in ("Cc", "Cs") else _escaped(c) for c in value)
+
+
+def _escaped(c: str) -> str:
+    return f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}"  # a file's name may hold lone surrogates
 
 
 def clean(value: Any, name: str, nonfinite: list[str]) -> Any:
@@ -133,7 +138,7 @@ def init(engine: Engine, stages: Sequence[NewStage]) -> list[Added]:
     try:
         found = preview(engine, stages)  # again: now nobody else adds to these stages
         for stage in stages:
-            _insert_runs(engine, intakes[stage.name], stage)
+            _insert_runs(engine, intakes, stage)
         _complete(engine, intakes, stages)
     except BaseException:
         for intake in intakes.values():
@@ -216,7 +221,7 @@ def _write_stage(connection: Connection, stage: NewStage, sql: str) -> None:
         "source": stage.source,
         "source_sha256": stage.source_sha256,
         "command_line": host.command_line(),
-        "fields": _dump(dict(stage.fields)),
+        "fields": json.dumps(dict(stage.fields)),  # in the order in which the config declares them
         "metrics": _dump(list(stage.metrics)),
         "seed_fields": _dump(list(stage.seed_fields)),
         "data": _dump(dict(stage.data)),
@@ -227,7 +232,7 @@ def _write_stage(connection: Connection, stage: NewStage, sql: str) -> None:
     connection.execute(text(sql), values)
 
 
-def _insert_runs(engine: Engine, intake: int, stage: NewStage) -> None:
+def _insert_runs(engine: Engine, intakes: Mapping[str, int], stage: NewStage) -> None:
     with db.reading(engine) as connection:
         present = _present(connection, stage.name)
     fresh = [run for run in stage.runs if run.fingerprint not in present]
@@ -235,21 +240,31 @@ def _insert_runs(engine: Engine, intake: int, stage: NewStage) -> None:
                                 budget, source, source_sha256, created_at)
               VALUES (:stage, :intake, :family, :label, :config, :fingerprint, :group_key, :seed, 'pending', :pack_key,
                       :budget, :source, :source_sha256, {db.NOW})"""
-    same = {"stage": stage.name, "intake": intake, "family": stage.family}
+    same = {"stage": stage.name, "intake": intakes[stage.name], "family": stage.family}
     same |= {"source": stage.source, "source_sha256": stage.source_sha256}
     for start in range(0, len(fresh), CHUNK):
         rows = [same | {name: getattr(run, name) for name in _RUN_FIELDS} for run in fresh[start : start + CHUNK]]
         with db.transaction(engine) as connection:
+            _hold(connection, intakes)
             connection.execute(text(sql), rows)
-            connection.execute(text(f"UPDATE intakes SET beat_at = {db.NOW} WHERE id = :id"), {"id": intake})
         time.sleep(0.02)  # leave a gap in which a waiting heartbeat finds the lock free
 
 
 _RUN_FIELDS = ("label", "config", "fingerprint", "group_key", "seed", "pack_key", "budget")
 
 
+def _hold(connection: Connection, intakes: Mapping[str, int]) -> None:
+    """Show that this init lives. Raises DatabaseError when another one removed an intake; no id is given twice."""
+    sql = f"UPDATE intakes SET beat_at = {db.NOW} WHERE id = :id AND NOT complete"
+    for stage, intake in intakes.items():
+        if connection.execute(text(sql), {"id": intake}).rowcount == 0:
+            why = f"this init slept for so long that another one of stage {stage} took it for dead"
+            raise DatabaseError(f"{why}; nothing was added", "start it again")
+
+
 def _complete(engine: Engine, intakes: Mapping[str, int], stages: Sequence[NewStage]) -> None:
     with db.transaction(engine) as connection:
+        _hold(connection, intakes)
         for stage in stages:
             _write_stage(connection, stage, "UPDATE stages SET {changes} WHERE name = :name")
             for run in stage.runs:
@@ -469,7 +484,7 @@ def _lease_lost(connection: Connection, claim: Claim) -> LeaseLost:
 
 
 def _insert_points(connection: Connection, run: int, points: Iterable[Point]) -> None:
-    points = list(points)
+    points = [(clean_text(name), step, value) for name, step, value in points]
     if not points:
         return
     ids = _metric_ids(connection, {name for name, _, _ in points})
@@ -570,13 +585,15 @@ def finish(
         before = _files(connection, claim.run)
         changes = "steps_done = :step, summary = :summary, loss = :loss, checkpoint_prev = NULL, lost = 0"
         values = {"step": step, "summary": clean_summary(summary), "loss": loss}
-        for name, saved in (("checkpoint", checkpoint), ("checkpoint_best", best)):
-            if saved is not None:
-                changes += f", {name} = :{name}"
-                values[name] = _dump(dict(saved))
-                _insert_artifact(connection, claim.run, name, saved)
+        files = {"checkpoint": checkpoint, "checkpoint_best": best}
+        kept = {name: saved for name, saved in files.items() if saved is not None}
+        for name, saved in kept.items():
+            changes += f", {name} = :{name}"
+            values[name] = _dump(dict(saved))
         _end(connection, claim, "done", changes, values)
         _insert_points(connection, claim.run, points)
+        for name, saved in kept.items():
+            _insert_artifact(connection, claim.run, name, saved)
         _end_attempt(connection, claim, "done", step)
         return sorted(before - _files(connection, claim.run))
 
@@ -660,7 +677,9 @@ _EXPIRED = "SELECT id FROM runs WHERE state = 'running' AND lease_until < :now"
 
 
 def _gone_workers(connection: Connection) -> list[str]:
-    sql = "SELECT id, host, pid, pid_start FROM workers WHERE state = 'live' AND host = :host"
+    # also those that took leave with a run in their hands, because an error of ours ended them
+    what = "SELECT id, host, pid, pid_start FROM workers WHERE host = :host AND"
+    sql = f"{what} state = 'live' UNION {what} id IN (SELECT worker FROM runs WHERE state = 'running')"
     rows = connection.execute(text(sql), {"host": host.name()}).all()
     return [row.id for row in rows if host.is_gone(row.host, row.pid, row.pid_start)]
 
@@ -676,8 +695,9 @@ def _take_back(engine: Engine, gone: list[str], by_clock: bool, now: float | Non
         ]
         if by_clock:
             seen = {row.id for row in rows}
-            late = connection.execute(text(sql + "lease_until < :now ORDER BY id"), {"now": moment}).all()
-            rows += [row for row in late if row.id not in seen]
+            # sorted here: ORDER BY id would make SQLite walk the whole table in that order
+            late = connection.execute(text(sql + "lease_until < :now"), {"now": moment}).all()
+            rows += [row for row in sorted(late, key=lambda row: row.id) if row.id not in seen]
         for worker in gone:
             sql = "UPDATE workers SET state = 'lost', left_at = :now, message = :why WHERE id = :id"
             connection.execute(text(sql), {"now": moment, "id": worker, "why": "its process is gone"})

@@ -74,6 +74,8 @@ intakes = Table(
         postgresql_where=sa.text("NOT complete"),
     ),
     Index("ix_intakes_stage", "stage", "complete"),
+    # no id is given twice: an init that others took for dead must not write into the intake of its successor
+    sqlite_autoincrement=True,
 )
 
 runs = Table(

@@ -95,6 +95,7 @@ def upgrade() -> None:
             ["stages.name"],
         ),
         sa.PrimaryKeyConstraint("id"),
+        sqlite_autoincrement=True,
     )
     op.create_index(
         "ix_intakes_open",
