@@ -20,7 +20,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -39,6 +40,7 @@ Watcher = Callable[[str, Mapping[str, Any]], None]
 
 FLUSH = 1.0  # seconds between two writes of points, so that many short runs do not fight for the lock
 IDLE = 1.0  # seconds between two looks for work
+_jitter = random.Random()  # our own: a family draws from the global one, and its draws must not depend on our waits
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,11 @@ class Worker:
     def __init__(
         self, engine: Engine, device: torch.device, scope: Scope, defs: Path, every: Every, watch: Watcher
     ) -> None:
-        self.engine, self.device, self.scope, self.defs, self.every, self.watch = (
-            engine, device, scope, defs, every, watch,
-        )  # fmt: skip
+        self.engine, self.device, self.scope, self.defs, self.every = engine, device, scope, defs, every
+        self._watch = watch
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.study, self.lease, self.root = db.study(engine)
-        self.stop = threading.Event()
+        self.stop = Stop()
         self.pulse = Pulse(engine, self.id, self.lease, self._reaped)
         commit, dirty = host.git_state(Path.cwd())
         self.provenance = {
@@ -101,14 +102,19 @@ class Worker:
         }
         self._definitions: dict[tuple[str, str], sweep.Definition] = {}
 
+    def watch(self, event: str, details: Mapping[str, Any]) -> None:
+        """Tell whoever watches. That a terminal or a pipe has gone must neither fail a run nor still the heart."""
+        with contextlib.suppress(OSError):
+            self._watch(event, details)
+
     # ------------------------------------------------------------------------------------------------ the life
 
     def work(self) -> int:
         """Register, beat, train until the scope is empty or a signal comes, and say goodbye."""
-        queue.register(self.engine, self.id, str(self.device), asdict(self.scope))
-        self.watch("started", {"worker": self.id, "device": self.device})
         why = "its process ended by an error"
         with _signals(self.stop):
+            queue.register(self.engine, self.id, str(self.device), asdict(self.scope))
+            self.watch("started", {"worker": self.id, "device": self.device})
             self.pulse.start()
             try:
                 failed = self._train_all()
@@ -131,7 +137,7 @@ class Worker:
                 break
             else:
                 self.watch("idle", {})
-                self.stop.wait(min(IDLE, self.lease / 4) * random.uniform(0.5, 1.0))
+                self.stop.wait(min(IDLE, self.lease / 4) * _jitter.uniform(0.5, 1.0))
         return failed
 
     def _is_over(self) -> bool:
@@ -160,31 +166,36 @@ class Worker:
     def _end(self, claim: Claim) -> tuple[str, dict[str, Any]]:
         """How the run ends. What ends the worker, too, is raised once the run is given back."""
         desk = RunDesk(self, claim)
-        family = self._family(claim)
         try:
-            return self._train(claim, desk, family)
+            return self._train(claim, desk)
         except LeaseLost as error:
             return "lost", {"message": error.message}
         except DatabaseError:
             raise  # nothing can be written: the lease ends by itself
-        except CheckpointError as error:
-            queue.release(self.engine, claim, error.message)
-            raise  # a full disk: the run is not to blame
-        except Exception as error:
+        except (_NotHere, CheckpointError) as error:
+            with contextlib.suppress(LeaseLost):
+                queue.release(self.engine, claim, error.message)
+            raise  # code that this machine lacks, a full disk: the run is not to blame
+        except (Exception, SystemExit) as error:  # a run's code may also ask Python to leave
             failure = error
         try:
             return "failed", self._fail(claim, desk, failure)
         except LeaseLost as error:
             return "lost", {"message": error.message}
 
-    def _fail(self, claim: Claim, desk: RunDesk, error: Exception) -> dict[str, Any]:
+    def _fail(self, claim: Claim, desk: RunDesk, error: BaseException) -> dict[str, Any]:
         trace = "".join(traceback.format_exception(error))
-        cause = _cause(error)
-        message = error.message if isinstance(error, RnnqError) else f"{type(error).__name__}: {error}"
-        queue.fail(self.engine, claim, cause, message, trace, desk.waiting)
+        cause, message = _cause(error), _message(error)
+        try:
+            queue.fail(self.engine, claim, cause, message, trace, desk.waiting)
+        except (LeaseLost, DatabaseError):
+            raise
+        except Exception:  # it may be the points that no database takes, and why the run failed
+            queue.fail(self.engine, claim, cause, message, trace)
         return {"cause": cause, "message": message}
 
-    def _train(self, claim: Claim, desk: RunDesk, family: Family | Generator) -> tuple[str, dict[str, Any]]:
+    def _train(self, claim: Claim, desk: RunDesk) -> tuple[str, dict[str, Any]]:
+        family = self._family(claim)
         run_config = config.parse(family.Config, claim.config)
         desk.claim = dataclasses.replace(claim, pack_key=run_config.pack_key())
         _check_data(claim, run_config)
@@ -197,12 +208,11 @@ class Worker:
         return "done", {"step": outcome.step, "loss": outcome.summary.get(run_config.primary().name)}
 
     def _family(self, claim: Claim) -> Family | Generator:
-        """The code of the run's family. Where this machine lacks it, the run is given back and the worker ends."""
+        """The code of the run's family."""
         try:
             return families.find(claim.family, self._definition(claim))
         except InputError as error:
-            queue.release(self.engine, claim, error.message)
-            raise
+            raise _NotHere(error.problems, error.hint) from error
 
     def _definition(self, claim: Claim) -> sweep.Definition | None:
         """The definition file that holds the run's family, opened while its hash matches. Raises InputError."""
@@ -236,12 +246,28 @@ class Worker:
         return state
 
 
-def _cause(error: Exception) -> str:
+class _NotHere(InputError):
+    """The code of a run's family is not on this machine, or not as it was: the worker is of no use to it."""
+
+
+def _cause(error: BaseException) -> str:
     if isinstance(error, RnnqError):
         return error.cause
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    # on a CPU torch reports that memory is out as a RuntimeError
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in _text(error):
         return "oom"
     return "bug"
+
+
+def _message(error: BaseException) -> str:
+    return error.message if isinstance(error, RnnqError) else f"{type(error).__name__}: {_text(error)}"
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(its text cannot be had)"
 
 
 def _check_data(claim: Claim, run_config: config.Config) -> None:
@@ -286,7 +312,7 @@ class RunDesk:
         saved = self._file(step, state)
         old = queue.record(self.worker.engine, self.claim, step, self.waiting, asdict(saved))
         self._written()
-        checkpoint.remove(self.worker.root, old)
+        self._remove(old)
         self.worker.watch("saved", {"claim": self.claim, "step": step, "path": saved.path, "points": points})
 
     def give_back(self, outcome: train.Outcome) -> None:
@@ -304,7 +330,12 @@ class RunDesk:
         files = {name: asdict(saved) for name, saved in (("checkpoint", last), ("best", best)) if saved}
         points = [*self.waiting, *outcome.points]
         old = queue.finish(self.worker.engine, self.claim, outcome.step, outcome.summary, primary, points, **files)
-        checkpoint.remove(self.worker.root, old)
+        self._remove(old)
+
+    def _remove(self, paths: Sequence[str]) -> None:
+        """Only files of this very run: a row may come from anywhere, and name another's."""
+        mine = PurePosixPath(checkpoint.relative_path(self.owner, 0, 0)).parent
+        checkpoint.remove(self.worker.root, [path for path in paths if PurePosixPath(path).parent == mine])
 
     def _best(self, outcome: train.Outcome, last: Saved) -> Saved | None:
         if outcome.best is None or outcome.best["step"] == outcome.step:
@@ -323,7 +354,12 @@ class RunDesk:
 
 
 class Pulse:
-    """The heartbeat: a thread that renews the leases of the runs that are held, and reaps those of the dead."""
+    """The heartbeat: a thread that renews the leases of the runs that are held, and reaps those of the dead.
+
+    Whether others may be taken back by the clock is judged by the clock that their leases are written in, the
+    database's. It sees SIGSTOP, an outage, and also a sleeping laptop and a clock that was set, which this process's
+    own does not.
+    """
 
     def __init__(
         self, engine: Engine, worker: str, lease: float, reaped: Callable[[Sequence[queue.Reaped]], None]
@@ -333,7 +369,7 @@ class Pulse:
         self._held: dict[int, int] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
-        self._last = self._connected_since = time.monotonic()
+        self._last = self._connected_since = self._now()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -358,12 +394,16 @@ class Pulse:
 
     def reap(self) -> list[queue.Reaped]:
         """Take back what the dead left. By the clock only when we have been connected for a whole LEASE."""
-        now = time.monotonic()
-        return queue.reap(self.engine, by_clock=now - self._connected_since >= self.lease and not self._is_stale(now))
+        # leases are compared with the very moment that was judged: whoever is stopped between these lines, or waits
+        # long for the write lock, takes back nothing that ended meanwhile
+        moment = self._now()
+        with self._lock:
+            connected = moment - self._connected_since >= self.lease and moment - self._last <= self.lease / 2
+        return queue.reap(self.engine, by_clock=connected, now=moment)
 
-    def _is_stale(self, now: float) -> bool:
-        # after SIGSTOP, a sleeping laptop or an outage, the others may not have beaten yet either
-        return now - self._last > self.lease / 2
+    def _now(self) -> float:
+        with db.reading(self.engine) as connection:
+            return db.clock(connection)
 
     def _run(self) -> None:
         while not self._ended.wait(self.lease / 4):
@@ -376,18 +416,45 @@ class Pulse:
     def _beat(self) -> None:
         with self._lock:
             held = dict(self._held)
+        moment = self._now()  # before the beat: a stop between the two must count as a gap
         ours = queue.beat(self.engine, self.worker, held.items())
-        now = time.monotonic()
-        if self._is_stale(now):
-            self._connected_since = now
-        self._last = now
         with self._lock:
+            if abs(moment - self._last) > self.lease / 2:
+                self._connected_since = moment  # the others may not have beaten either: they go first
+            self._last = moment
             # what was dropped or claimed anew while we asked is not lost
             self.lost |= {run for run, a in held.items() if run not in ours and self._held.get(run) == a}
 
 
+class Stop:
+    """Whether to leave. A signal handler may set it.
+
+    An Event would not do: its set() takes a lock, and waits for ever when the signal came while the very thread that
+    handles it held that lock in wait().
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._wake: SimpleQueue[None] = SimpleQueue()  # its put() may interrupt a get() of the same thread
+
+    def set(self) -> None:
+        """Ask to leave."""
+        self._asked = True
+        self._wake.put(None)
+
+    def is_set(self) -> bool:
+        """Whether somebody asked."""
+        return self._asked
+
+    def wait(self, seconds: float) -> None:
+        """Return after so long, or as soon as somebody asks."""
+        if not self._asked:
+            with contextlib.suppress(Empty):
+                self._wake.get(timeout=seconds)
+
+
 @contextlib.contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
+def _signals(stop: Stop) -> Iterator[None]:
     """The first SIGTERM or SIGINT: checkpoint, release, leave. The second: at once."""
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
