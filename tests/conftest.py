@@ -17,6 +17,10 @@ from sqlalchemy import Engine
 from rnnq import db, queue
 
 ROOT = Path(__file__).parent.parent
+
+# what a developer's shell may set must not reach the tests
+for name in ("RNNQ_DB", "RNNQ_LEASE_S", "RNNQ_CHECKPOINT_EVERY", "RNNQ_CACHE", "RNNQ_ENWIK8_URL"):
+    os.environ.pop(name, None)
 PROVENANCE = {
     "host": "testhost",
     "device": "cpu",

@@ -78,7 +78,9 @@ def start(step: int = 0, **changes: Any) -> Start:
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("empty") / "experiments.db"
-    db.upgrade(str(made))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("RNNQ_LEASE_S", raising=False)
+        db.upgrade(str(made))
     return made
 
 
@@ -978,6 +980,20 @@ def test_a_gone_worker_and_an_expired_lease_are_reaped_together_and_no_run_twice
 
     assert [(r.run, r.worker) for r in queue.reap(study)] == [(1, "w"), (2, "far")]
     assert row(study, 3)["state"] == "running"
+
+
+@needs_proc
+def test_a_gone_worker_does_not_make_the_clock_count_for_others(
+    study: Engine, process: subprocess.Popen[bytes]
+) -> None:
+    lend(study, process)
+    claim_one(study)
+    claim_one(study, "far", now=NOW)  # expired, but we have only just connected
+    process.kill()
+    process.wait()
+
+    assert [r.worker for r in queue.reap(study, by_clock=False)] == ["w"]
+    assert row(study, 2)["state"] == "running"
 
 
 WORKER = """

@@ -17,6 +17,11 @@ from rnnq.status import StageStatus
 from tests.conftest import PROVENANCE, claim_one, new_runs, new_stage
 
 
+@pytest.fixture(autouse=True)
+def a_lease_of_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RNNQ_LEASE_S", raising=False)
+
+
 def change(engine: Engine, sql: str, **values: object) -> None:
     with db.transaction(engine) as connection:
         connection.execute(text(sql), values)
@@ -90,6 +95,17 @@ def test_runs_of_several_inits_are_counted_together(engine: Engine) -> None:
         queue.init(engine, [new_stage(n)])
 
     assert only(engine).counts == {"pending": 5}
+
+
+def test_runs_of_an_init_that_has_not_ended_count_for_nothing(engine: Engine) -> None:
+    queue.init(engine, [new_stage(2)])
+    train(engine, -100, 10)
+    queue.init(engine, [new_stage(5)])
+    change(engine, "UPDATE intakes SET complete = 0 WHERE id = 2")
+
+    found = only(engine)
+    assert found.counts == {"pending": 1, "done": 1}
+    assert found.eta_s == pytest.approx(10.0)
 
 
 def test_an_empty_study_has_nothing_to_say(engine: Engine) -> None:

@@ -49,6 +49,11 @@ def upgrade():
 """
 
 
+@pytest.fixture(autouse=True)
+def a_lease_of_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RNNQ_LEASE_S", raising=False)
+
+
 def revision(folder: Path, upgrade: str) -> Path:
     """Our migrations and one more."""
     scripts = folder / "scripts"
