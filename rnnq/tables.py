@@ -203,7 +203,7 @@ attempts = Table(
     Column("command_line", Text, nullable=False),
     Column("versions", Text),  # JSON
     Column("numerics", Text),  # JSON: what the bits depend on
-    Column("exact", sa.Boolean),  # false: resumed under other numerics, or from an older step after damage
+    Column("exact", sa.Boolean),  # false: resumed under other numerics, so not to the bit
     Column("source_sha256", Text),
     CheckConstraint("(ended IS NULL) = (ended_at IS NULL)", name="ended"),
     CheckConstraint("ended IS NULL OR ended IN ('done', 'failed', 'released', 'lost', 'cancelled')", name="how"),
