@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-deps test-slow clean-demo
+.PHONY: install demo test test-deps test-slow
 
 install: .venv/.installed
 

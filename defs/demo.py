@@ -1,10 +1,10 @@
 """The study of defs/stage1.py at a size for two CPU cores: 32 small nets on the source of Python's standard library.
 
-    rnnq init defs/demo.py
-    workers/local.sh 2 --stage demo
-    rnnq examine --stage demo
-    rnnq promote --stage demo --top 10%
-    workers/local.sh 2 --stage demo-2
+rnnq init defs/demo.py
+workers/local.sh 2 --stage demo
+rnnq examine --stage demo
+rnnq promote --stage demo --top 10%
+workers/local.sh 2 --stage demo-2
 """
 
 import rnnq

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from rnnq.errors import CheckpointError
+from rnnq.errors import CheckpointError, Damaged
 
 FORMAT = 1  # raised when what a file holds is arranged in another way
 
@@ -49,7 +49,7 @@ def relative_path(owner: Owner, attempt: int, step: int, kind: str = "") -> str:
 def _place(root: Path, path: str) -> Path:
     """Where a path that the database names lies: below the study's folder, or nowhere."""
     if ".." in Path(path).parts or Path(path).is_absolute():
-        raise CheckpointError(f"{path} does not lie below the study's folder")
+        raise Damaged(f"{path} does not lie below the study's folder")
     return root / path
 
 
@@ -61,7 +61,7 @@ def write_aside(root: Path, path: str, owner: Owner, state: Mapping[str, Any]) -
     target = _place(root, path)
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         with aside.open("wb") as file:
             torch.save({"format": FORMAT, "owner": vars(owner), "state": dict(state)}, file)
             file.flush()
@@ -72,6 +72,15 @@ def write_aside(root: Path, path: str, owner: Owner, state: Mapping[str, Any]) -
             raise CheckpointError(f"the checkpoint {target} could not be written: {error}") from error
         raise
     return aside
+
+
+def _make_folder(path: Path) -> None:
+    """A folder and its parents; the name of each new one is brought down to the disk, too."""
+    if path.is_dir():
+        return
+    _make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    _sync_folder(path.parent)
 
 
 def publish(root: Path, path: str, aside: Path, step: int) -> Saved:
@@ -123,24 +132,31 @@ def _digest(path: Path) -> tuple[str, int]:
 def load(root: Path, saved: Saved, owner: Owner) -> dict[str, Any]:
     """The state in a checkpoint file, on the CPU.
 
-    Raises CheckpointError when the file is missing, holds other bytes than the row says, or belongs to another
-    run, config or study. Nothing in it can run code (weights_only).
+    Raises Damaged when the file is missing, holds other bytes than the row says, or belongs to another run, config or
+    study; CheckpointError when it cannot be read just now. Nothing in it can run code (weights_only).
     """
     path = _place(root, saved.path)
     try:
         digest, _ = _digest(path)
-        if digest != saved.sha256:
-            raise CheckpointError(f"{path} is damaged: sha256 {digest[:12]}, the row says {saved.sha256[:12]}")
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise Damaged(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read just now: {error}", "is its disk there, and open to us?"
+        ) from error
+    if digest != saved.sha256:
+        raise Damaged(f"{path} is damaged: sha256 {digest[:12]}, the row says {saved.sha256[:12]}")
+    try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
+    except MemoryError:
         raise
     except Exception as error:  # whatever a file can hold that torch cannot read
-        raise CheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+        raise Damaged(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of this rnnq (format {FORMAT})")
+        raise Damaged(f"{path} is not a checkpoint of this rnnq (format {FORMAT})")
     found = content.get("owner")
     if found != vars(owner):
-        raise CheckpointError(f"{path} belongs to {found}, not to {vars(owner)}")
+        raise Damaged(f"{path} belongs to {found}, not to {vars(owner)}")
     state: dict[str, Any] = content["state"]
     return state
 
@@ -148,14 +164,17 @@ def load(root: Path, saved: Saved, owner: Owner) -> dict[str, Any]:
 def newest(
     root: Path, candidates: Sequence[Saved | None], owner: Owner
 ) -> tuple[Saved | None, dict[str, Any] | None, list[str]]:
-    """The first candidate that can be used, its state, and what was wrong with those before it."""
+    """The first candidate that can be used, its state, and what was wrong with those before it.
+
+    Raises CheckpointError when one cannot be read just now: it is not given up for an older one.
+    """
     problems: list[str] = []
     for saved in candidates:
         if saved is None:
             continue
         try:
             return saved, load(root, saved, owner), problems
-        except CheckpointError as error:
+        except Damaged as error:
             problems.append(error.message)
     return None, None, problems
 

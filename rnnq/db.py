@@ -89,7 +89,7 @@ def _refuse_strange_file(path: Path) -> None:
 
 
 def _engine(path: Path) -> Engine:
-    url = URL.create("sqlite", database=str(path.absolute()))  # not pasted: a folder's name may hold ? and %
+    url = URL.create("sqlite", database=str(path.resolve()))  # not pasted: a folder's name may hold ? and %
     engine = create_engine(url, connect_args={"timeout": 5.0, "check_same_thread": False}, pool_size=4)
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", _on_begin)

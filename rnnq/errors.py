@@ -5,7 +5,8 @@
     │   └── DataError         a corpus that is missing, too short, or not the one of the stage
     ├── DatabaseError         the database could not be opened, locked or written
     ├── LeaseLost             somebody else owns the run now
-    ├── CheckpointError       a checkpoint file that cannot be used
+    ├── CheckpointError       a checkpoint file that cannot be written, or not be read just now
+    │   └── Damaged           one that never can be: it is missing, holds other bytes, or is another run's
     └── Diverged              a loss that is not finite, or above the family's bound
 
 An error says what happened, with the values; its hint says what to do. `cli.main` is the only place
@@ -59,7 +60,11 @@ class LeaseLost(RnnqError):
 
 
 class CheckpointError(RnnqError):
-    """A checkpoint file is missing, damaged, or belongs to another run or study."""
+    """A checkpoint file cannot be written, or not be read just now: the disk, not the file, is to blame."""
+
+
+class Damaged(CheckpointError):
+    """A checkpoint file is missing, holds other bytes than the row says, or belongs to another run or study."""
 
 
 class Diverged(RnnqError):

@@ -28,10 +28,9 @@ from sqlalchemy import Engine
 
 from rnnq import families, frame, runs
 from rnnq.errors import InputError
-from rnnq.query import STATES
+from rnnq.query import OPEN
 from rnnq.runs import StageInfo
 
-OPEN = STATES[:3]  # waiting, pending, running
 BEST = 5  # runs that the legend of a figure names
 NAMED = 10  # up to so many curves, all are named
 POINTS = 1000  # of a curve that are drawn; a longer one is thinned

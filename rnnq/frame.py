@@ -49,7 +49,7 @@ def column(info: StageInfo, metric: str) -> str:
 
 def value(row: Row, info: StageInfo, metric: str) -> float | None:
     """The same metric of one row that `runs.find` has found."""
-    return _number(row["loss"] if metric == info.primary else (row["summary"] or {}).get(metric))
+    return runs.value_of(row, metric, info.primary)
 
 
 def varying(rows: DataFrame, info: StageInfo) -> list[str]:

@@ -15,12 +15,11 @@ from sqlalchemy import Engine
 from rnnq import config, families, plan, runs, sweep
 from rnnq.config import Config
 from rnnq.errors import InputError
-from rnnq.query import STATES
+from rnnq.query import OPEN
 from rnnq.queue import NewStage
 from rnnq.runs import StageInfo
 from rnnq.sweep import Definition, Stage
 
-OPEN = STATES[:3]
 Row = dict[str, Any]
 
 
@@ -104,10 +103,10 @@ def rank(rows: Sequence[Row], chosen: set[int], metric: Mapping[str, Any], info:
     for members in runs.groups(rows).values():
         valued = [(row, runs.value_of(row, metric["name"], info.primary)) for row in members if row["id"] in chosen]
         counted = [(row, value) for row, value in valued if value is not None and row["state"] == "done"]
-        if not counted:
-            continue
-        if len(counted) < len(members) and not allow_missing:
-            left_out.append(_why_left_out(members, len(counted)))
+        if not counted and all(row["state"] == "done" and row["id"] not in chosen for row in members):
+            continue  # what the filter leaves out whole is no news
+        if not counted or (len(counted) < len(members) and not allow_missing):
+            left_out.append(_why_left_out(members, len(counted), metric["name"], valued))
             continue
         ranked.append(_ranked(members, counted, info))
     sign = 1 if metric["better"] == "min" else -1
@@ -115,12 +114,16 @@ def rank(rows: Sequence[Row], chosen: set[int], metric: Mapping[str, Any], info:
     return [_placed(group, place) for place, group in enumerate(ranked, start=1)], left_out
 
 
-def _why_left_out(members: Sequence[Row], n: int) -> str:
+def _why_left_out(members: Sequence[Row], n: int, metric: str, valued: Sequence[tuple[Row, float | None]]) -> str:
     states: dict[str, int] = {}
     for row in members:
         if row["state"] != "done":
             states[row["state"]] = states.get(row["state"], 0) + 1
-    rest = ", ".join(f"{count} {state}" for state, count in states.items()) or "the filter leaves out the rest"
+    lacking = sum(value is None and row["state"] == "done" for row, value in valued)
+    reasons = [f"{count} {state}" for state, count in states.items()] + (
+        [f"{lacking} without {metric}"] if lacking else []
+    )
+    rest = ", ".join(reasons) or "the filter leaves out the rest"
     return f"{members[0]['label']}: {n} of {len(members)} seeds ({rest})"
 
 
@@ -166,6 +169,7 @@ def prepare(engine: Engine, request: Request) -> Promotion:
     rule = _rule(definition, request)
     origin, to = _origin(info, definition, rule, request)
     entries, made = _children(chosen, rule, origin.config, request)
+    _refuse_foreign(engine, to, origin)
     stage = plan.new_stage(to, origin, entries)
     distinct = len({run.group_key for run in stage.runs})
     return Promotion(metric["name"], metric["unit"], ranked, chosen, left_out, made, distinct, stage)
@@ -235,6 +239,16 @@ def _origin(
         source=info.source if keeps_source else None,
         source_sha256=info.source_sha256 if keeps_source else None,
     ), to
+
+
+def _refuse_foreign(engine: Engine, to: str, origin: plan.Origin) -> None:
+    """A stage keeps the definition that made it: its family's code and its rule are there."""
+    there = runs.stage_infos(engine).get(to)
+    if there is None:
+        return
+    if (there.source, there.has_rule) != (origin.source, origin.has_rule):
+        by = there.source or "an earlier promote"
+        raise InputError(f"--to {to}: the stage exists and was made by {by}", "give the new stage another name")
 
 
 def _children(

@@ -56,6 +56,7 @@ COLUMNS = {
 }
 # the same as tables.STATES, which would load SQLAlchemy
 STATES = ("waiting", "pending", "running", "done", "failed", "cancelled", "skipped")
+OPEN = STATES[:3]  # neither ended nor left out
 
 _FUNCTIONS = {"mean": "avg", "median": "median", "std": "std", "min": "min", "max": "max", "n": "count"}
 _KEYWORDS = ("and", "or", "not", "in")

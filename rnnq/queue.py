@@ -11,6 +11,7 @@ worker and state, not by the clock: a lease that is past its time but not reaped
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -46,6 +47,8 @@ def _escaped(c: str) -> str:
 
 def clean(value: Any, name: str, nonfinite: list[str]) -> Any:
     """A value that JSON can hold. Numbers that are not finite become null, and their names are noted."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()  # a number of numpy or torch
     if isinstance(value, float) and not math.isfinite(value):
         nonfinite.append(name)
         return None
@@ -266,7 +269,7 @@ def _complete(engine: Engine, intakes: Mapping[str, int], stages: Sequence[NewSt
     with db.transaction(engine) as connection:
         _hold(connection, intakes)
         for stage in stages:
-            _write_stage(connection, stage, "UPDATE stages SET {changes} WHERE name = :name")
+            _write_stage(connection, _merged(connection, stage), "UPDATE stages SET {changes} WHERE name = :name")
             for run in stage.runs:
                 _write_lineage(connection, stage.name, run)
         for intake in intakes.values():
@@ -276,6 +279,19 @@ def _complete(engine: Engine, intakes: Mapping[str, int], stages: Sequence[NewSt
                 {"id": intake},
             )
             connection.execute(text("UPDATE intakes SET complete = :yes WHERE id = :id"), {"id": intake, "yes": True})
+
+
+def _merged(connection: Connection, stage: NewStage) -> NewStage:
+    """The stage with what its older runs still need: their data, and names that the definition no longer has."""
+    row = connection.execute(text("SELECT fields, metrics, data FROM stages WHERE name = :n"), {"n": stage.name}).one()
+    names = {metric["name"] for metric in stage.metrics}
+    older = [metric for metric in _load(row.metrics) if metric["name"] not in names]
+    return dataclasses.replace(
+        stage,
+        fields={**stage.fields, **{k: v for k, v in _load(row.fields).items() if k not in stage.fields}},
+        metrics=[*stage.metrics, *(metric | {"primary": False} for metric in older)],
+        data={**_load(row.data), **stage.data},
+    )
 
 
 def _write_lineage(connection: Connection, stage: str, run: NewRun) -> None:
@@ -579,7 +595,7 @@ def finish(
     `primary` names the metric that `runs.loss` holds. Returns the paths of files that the row no longer names.
     Raises LeaseLost.
     """
-    value = summary.get(primary)
+    value = clean(summary.get(primary), primary, [])
     loss = float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
     with db.transaction(engine) as connection:
         before = _files(connection, claim.run)
@@ -607,9 +623,11 @@ def _insert_artifact(connection: Connection, run: int, kind: str, saved: Saved) 
 def fail(engine: Engine, claim: Claim, cause: str, message: str, trace: str = "", points: Iterable[Point] = ()) -> None:
     """The run has failed, for a cause that trying again does not heal; its trace is kept whole. Raises LeaseLost."""
     with db.transaction(engine) as connection:
-        message = clean_text(message)
+        message, points = clean_text(message), list(points)
+        values = {"cause": cause, "message": message, "step": max((step for _, step, _ in points), default=0)}
         changes = "failures = failures + 1, cause = :cause, message = :message"
-        _end(connection, claim, "failed", changes, {"cause": cause, "message": message})
+        changes += ", steps_done = CASE WHEN :step > steps_done THEN :step ELSE steps_done END"
+        _end(connection, claim, "failed", changes, values)
         _insert_points(connection, claim.run, points)
         _end_attempt(connection, claim, "failed", None, cause, message, clean_text(trace))
 
@@ -619,6 +637,14 @@ def release(engine: Engine, claim: Claim, message: str = "") -> None:
     with db.transaction(engine) as connection:
         _write(connection, claim, "state = 'pending', worker = NULL, lease_until = NULL, wish = NULL", {})
         _end_attempt(connection, claim, "released", None, "preempted", clean_text(message))
+        _back_to_checkpoint(connection, claim.run)
+
+
+def _back_to_checkpoint(connection: Connection, run: int) -> None:
+    """Steps that were done since the last checkpoint are to be done again."""
+    row = connection.execute(text("SELECT checkpoint FROM runs WHERE id = :run"), {"run": run}).one()
+    step = _load(row.checkpoint)["step"] if row.checkpoint else 0
+    connection.execute(text("UPDATE runs SET steps_done = :step WHERE id = :run"), {"run": run, "step": step})
 
 
 def _end(connection: Connection, claim: Claim, state: str, changes: str, values: Mapping[str, Any]) -> None:
@@ -668,11 +694,13 @@ def reap(engine: Engine, by_clock: bool = True, now: float | None = None) -> lis
         gone = _gone_workers(connection)
         sql = f"SELECT 1 WHERE EXISTS ({_EXPIRED})"
         expired = by_clock and connection.execute(text(sql), {"now": moment}).first() is not None
+        expired = expired or (by_clock and connection.execute(text(_SILENT), {"now": moment}).first() is not None)
     if not gone and not expired:
         return []  # the usual case takes no write lock
     return _take_back(engine, gone, by_clock, now)
 
 
+_SILENT = "SELECT id FROM workers WHERE state = 'live' AND beat_at < :now - (SELECT lease_s FROM study)"
 _EXPIRED = "SELECT id FROM runs WHERE state = 'running' AND lease_until < :now"
 
 
@@ -698,6 +726,9 @@ def _take_back(engine: Engine, gone: list[str], by_clock: bool, now: float | Non
             # sorted here: ORDER BY id would make SQLite walk the whole table in that order
             late = connection.execute(text(sql + "lease_until < :now"), {"now": moment}).all()
             rows += [row for row in sorted(late, key=lambda row: row.id) if row.id not in seen]
+        if by_clock:  # of another host, or from before a reboot; one that lives says so at its next beat
+            silent = "UPDATE workers SET state = 'lost', left_at = :now, message = 'no heartbeat' WHERE id IN ({})"
+            connection.execute(text(silent.format(_SILENT)), {"now": moment})
         for worker in gone:
             sql = "UPDATE workers SET state = 'lost', left_at = :now, message = :why WHERE id = :id"
             connection.execute(text(sql), {"now": moment, "id": worker, "why": "its process is gone"})
@@ -724,4 +755,5 @@ def _lose(connection: Connection, row: Any, now: float, gone: bool) -> Reaped:
                     step_to = (SELECT steps_done FROM runs WHERE id = :run)
              WHERE run_id = :run AND attempt = :attempt"""
     connection.execute(text(sql), {"now": now, "message": message, "run": row.id, "attempt": row.attempt})
+    _back_to_checkpoint(connection, row.id)
     return Reaped(row.id, row.attempt, row.worker, state)

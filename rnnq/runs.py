@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,8 +106,11 @@ def find(
     sql = f"""SELECT runs.* FROM runs JOIN intakes ON intakes.id = runs.intake AND intakes.complete
               WHERE (:stage IS NULL OR runs.stage = :stage) AND (:state IS NULL OR runs.state = :state)
               AND ({condition.sql}) ORDER BY runs.id"""
-    with db.reading(engine) as connection:
-        rows = connection.execute(text(sql), {"stage": stage, "state": state, **condition.params}).all()
+    try:
+        with db.reading(engine) as connection:
+            rows = connection.execute(text(sql), {"stage": stage, "state": state, **condition.params}).all()
+    except OverflowError as error:
+        raise InputError(f"a number in {filter!r} is too large for the database") from error
     return [_parsed(row) for row in rows]
 
 
@@ -178,7 +181,7 @@ def groups(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def value_of(row: dict[str, Any], metric: str, primary: str) -> float | None:
+def value_of(row: Mapping[str, Any], metric: str, primary: str) -> float | None:
     """A run's metric: the indexed column for the primary one, else what its summary holds."""
     value = row["loss"] if metric == primary else (row["summary"] or {}).get(metric)
     return float(value) if isinstance(value, (int, float)) else None

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
 from rnnq import db, host
-from rnnq.query import STATES
+from rnnq.query import OPEN, STATES
 
-OPEN = ("waiting", "pending", "running")
 RATE_WINDOW = 3600.0  # seconds back from the last end in which finished runs count for the rate
 
 # joined with intakes, SQLite would begin with the runs and visit every row of the stage
@@ -38,8 +38,11 @@ def stages(engine: Engine, stage: str | None = None) -> list[StageStatus]:
     """Every stage in the order in which they were made, or the one that is named."""
     with db.reading(engine) as connection:
         names = _stage_names(connection, stage)
-        live = _live_workers(connection, db.clock(connection))
-        return [_stage_status(connection, row.name, bool(row.paused), live) for row in names]
+        scopes = _live_scopes(connection, db.clock(connection))
+        return [
+            _stage_status(connection, row.name, bool(row.paused), sum(s in (None, row.name) for s in scopes))
+            for row in names
+        ]
 
 
 def _stage_names(connection: Connection, stage: str | None) -> list[Any]:
@@ -49,9 +52,10 @@ def _stage_names(connection: Connection, stage: str | None) -> list[Any]:
     return list(connection.execute(text(sql), {"stage": stage}).all())
 
 
-def _live_workers(connection: Connection, now: float) -> int:
-    sql = "SELECT count(*) FROM workers WHERE state = 'live' AND beat_at > :now - (SELECT lease_s FROM study)"
-    return int(connection.execute(text(sql), {"now": now}).scalar_one())
+def _live_scopes(connection: Connection, now: float) -> list[str | None]:
+    """The stage that each live worker is bound to; None for one that takes any."""
+    sql = "SELECT scope FROM workers WHERE state = 'live' AND beat_at > :now - (SELECT lease_s FROM study)"
+    return [json.loads(row.scope or "{}").get("stage") for row in connection.execute(text(sql), {"now": now})]
 
 
 def _stage_status(connection: Connection, stage: str, paused: bool, live: int) -> StageStatus:
@@ -67,9 +71,10 @@ def _stage_status(connection: Connection, stage: str, paused: bool, live: int) -
 
 
 def _runs_per_hour(connection: Connection, stage: str) -> float | None:
-    """Runs finished in the last hour of work, over the time since the first of them began."""
-    sql = """SELECT count(*) AS n, min(started_at) AS first, max(ended_at) AS last FROM runs
-             WHERE stage = :stage AND state = 'done' AND started_at IS NOT NULL AND ended_at >= (
+    """Runs finished in the last hour of work, over the time since the first of their last attempts began."""
+    sql = """SELECT count(*) AS n, min(attempts.started_at) AS first, max(runs.ended_at) AS last
+             FROM runs JOIN attempts ON attempts.run_id = runs.id AND attempts.attempt = runs.attempt
+             WHERE runs.stage = :stage AND runs.state = 'done' AND runs.ended_at >= (
                  SELECT max(ended_at) - :window FROM runs WHERE stage = :stage)"""
     row = connection.execute(text(sql), {"stage": stage, "window": RATE_WINDOW}).one()
     if not row.n or row.last <= row.first:
@@ -89,7 +94,7 @@ def _eta(connection: Connection, stage: str, counts: dict[str, int], live: int) 
     done = connection.execute(text(sql), {"stage": stage}).one()
     if not done.n:
         return None, "no run of the stage has finished yet"
-    workers = max(live, 1)
+    workers = min(max(live, 1), left)  # one run has one worker
     who = f"{live} worker{'s' if live != 1 else ''}" if live else "if one worker worked"
     of = f"{done.n} finished run{'s' if done.n != 1 else ''}, {who}"
     steps_left = _steps_left(connection, stage)

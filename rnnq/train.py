@@ -105,7 +105,8 @@ def to_device(data: Any, device: torch.device) -> Any:
     if isinstance(data, dict):
         return {name: to_device(part, device) for name, part in data.items()}
     if isinstance(data, (tuple, list)):
-        return type(data)(to_device(part, device) for part in data)
+        parts = [to_device(part, device) for part in data]
+        return type(data)(*parts) if hasattr(data, "_fields") else type(data)(parts)
     return data.to(device) if hasattr(data, "to") else data
 
 
@@ -216,6 +217,8 @@ class Training:
         # contiguous, as the fused optimiser walks through the memory of a row from its first element to its last
         self.params = {name: p.to(device).contiguous().requires_grad_() for name, p in drawn.params.items()}
         self.carried = {name: c.to(device) for name, c in drawn.carried.items()}
+        # what begins without an infinity has none later: a mask of a module's own may hold some
+        self._finite = [name for name, c in self.carried.items() if bool(torch.isfinite(c).all())]
         self.optimizer = FusedAdam(self.params, [family.optimizer(config)])
         decay, start = family.smoothing or (0.0, 0.0)
         self.decay = decay
@@ -226,7 +229,7 @@ class Training:
         self.busy = 0.0  # seconds spent in steps of this attempt
         self._started_at_step = 0
         self._recorded = 0
-        self.log_every = int(getattr(config, "log_every", 50))
+        self.log_every = max(1, int(getattr(config, "log_every", 50)))
         self.eval_every: int | None = getattr(config, "eval_every", None)
         self.loss_name = config.primary().name
 
@@ -315,7 +318,8 @@ class Training:
             "optimizer": self.optimizer.state(),
             "average": self.average.cpu(),
         }
-        _refuse_nonfinite(members, self.step)
+        carried = {name: c for name, c in self.carried.items() if name in self._finite}
+        _refuse_nonfinite([self.params, carried, self.optimizer.first, self.optimizer.second], self.step)
         return {
             "step": self.step,
             "members": members,
@@ -339,11 +343,10 @@ class Training:
         set_random_state(state["rng"], self.device)
 
 
-def _refuse_nonfinite(tree: Mapping[str, Any], step: int) -> None:
-    """One look at the device for the whole tree."""
-    tensors = [value for part in tree.values() for value in (part.values() if isinstance(part, dict) else [part])]
-    finite = torch.stack([torch.isfinite(t).all() for t in tensors if t.is_floating_point()]).all()
-    if not bool(finite):
+def _refuse_nonfinite(trees: Sequence[Mapping[str, Tensor]], step: int) -> None:
+    """One look at the device for all of them."""
+    tensors = [t for tree in trees for t in tree.values() if t.is_floating_point()]
+    if not bool(torch.stack([torch.isfinite(t).all() for t in tensors]).all()):
         raise Diverged(f"the state is not finite at step {step:,}", "a lower lr?")
 
 

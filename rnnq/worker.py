@@ -177,15 +177,16 @@ class Worker:
                 queue.release(self.engine, claim, error.message)
             raise  # code that this machine lacks, a full disk: the run is not to blame
         except (Exception, SystemExit) as error:  # a run's code may also ask Python to leave
-            failure = error
+            # as words: the exception holds the frames, and these all the tensors of the run that failed
+            words = _cause(error), _message(error), "".join(traceback.format_exception(error))
+            if isinstance(error, torch.AcceleratorError):
+                self.stop.set()  # after such an error the device is of no use to this process
         try:
-            return "failed", self._fail(claim, desk, failure)
+            return "failed", self._fail(claim, desk, *words)
         except LeaseLost as error:
             return "lost", {"message": error.message}
 
-    def _fail(self, claim: Claim, desk: RunDesk, error: BaseException) -> dict[str, Any]:
-        trace = "".join(traceback.format_exception(error))
-        cause, message = _cause(error), _message(error)
+    def _fail(self, claim: Claim, desk: RunDesk, cause: str, message: str, trace: str) -> dict[str, Any]:
         try:
             queue.fail(self.engine, claim, cause, message, trace, desk.waiting)
         except (LeaseLost, DatabaseError):
@@ -197,6 +198,7 @@ class Worker:
     def _train(self, claim: Claim, desk: RunDesk) -> tuple[str, dict[str, Any]]:
         family = self._family(claim)
         run_config = config.parse(family.Config, claim.config)
+        _check_identity(claim, run_config)
         desk.claim = dataclasses.replace(claim, pack_key=run_config.pack_key())
         _check_data(claim, run_config)
         state = self._restore(claim, desk, family.Config.version)
@@ -237,11 +239,12 @@ class Worker:
             step=step,
             curve=state["curve"] if state else (),
             numerics=desk.numerics,
-            exact=state is None or state["numerics"] == desk.numerics,
+            exact=state is None or (state["exact"] and state["numerics"] == desk.numerics),
             checkpoint=asdict(saved) if saved else None,
             problems=problems,
         )
         queue.restore(self.engine, claim, start)
+        desk.exact = start.exact
         self.watch("restored", {"claim": claim, "step": step, "problems": problems, "exact": start.exact})
         return state
 
@@ -270,6 +273,15 @@ def _text(error: BaseException) -> str:
         return "(its text cannot be had)"
 
 
+def _check_identity(claim: Claim, run_config: config.Config) -> None:
+    """Raises InputError when the family's version or a default has changed since init: it would be another run."""
+    if config.fingerprint(claim.family, run_config) != claim.fingerprint:
+        raise InputError(
+            f"run {claim.run} was made by another version of {claim.family}; here it has version {run_config.version}",
+            "`rnnq init` adds it anew, as this version trains it",
+        )
+
+
 def _check_data(claim: Claim, run_config: config.Config) -> None:
     """Raises DataError when the corpus here is not the one that the stage was made with."""
     here = run_config.datasets()
@@ -289,6 +301,7 @@ class RunDesk:
         self.worker, self.claim = worker, claim
         self.owner = Owner(worker.study, claim.stage, claim.run, claim.fingerprint)
         self.numerics: dict[str, Any] = {}
+        self.exact = True
         self.waiting: list[Point] = []
         self.flushed = time.monotonic()
 
@@ -344,7 +357,7 @@ class RunDesk:
 
     def _file(self, step: int, state: Mapping[str, Any], kind: str = "") -> Saved:
         path = checkpoint.relative_path(self.owner, self.claim.attempt, step, kind)
-        whole = {**state, "numerics": self.numerics, "data": dict(self.claim.data)}
+        whole = {**state, "numerics": self.numerics, "exact": self.exact, "data": dict(self.claim.data)}
         aside = checkpoint.write_aside(self.worker.root, path, self.owner, whole)
         self.worker.watch("written", {"claim": self.claim, "step": step, "aside": aside})
         return checkpoint.publish(self.worker.root, path, aside, step)

@@ -88,7 +88,7 @@ def test_the_content_and_then_the_name_go_down_to_the_disk(tmp_path: Path, monke
 
     checkpoint.publish(tmp_path, path, aside, 10)
     target = tmp_path / path
-    assert synced == [target.stat().st_ino, target.parent.stat().st_ino]
+    assert synced[-2:] == [target.stat().st_ino, target.parent.stat().st_ino]
 
 
 def test_a_file_is_never_replaced(tmp_path: Path) -> None:

@@ -469,7 +469,8 @@ def test_the_loop_around_the_steps_reads_no_more() -> None:
 
     with Reads() as reads:
         run(Blind(), LineConfig(steps=100, log_every=50), Desk())
-    assert reads.count == 3  # two points, and one look at whether the last state is finite
+    # two points, and one look each at what the carried state holds at first and whether the last state is finite
+    assert reads.count == 4
 
 
 # ------------------------------------------------------------------------------------------------ the first level

@@ -2,6 +2,9 @@
 # Start N workers side by side on this machine and wait for them: workers/local.sh N [options of `rnnq worker`].
 # Ctrl-C or SIGTERM reaches each of them: they checkpoint, give their runs back and leave.
 set -uo pipefail
+# each worker in a process group of its own: Ctrl-C on a terminal goes to a whole group, and with what the trap below
+# sends a worker would get two signals, of which the second means: at once
+set -m
 
 if ! [[ "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
     echo "usage: workers/local.sh N [options of rnnq worker]" >&2

@@ -12,6 +12,7 @@ import typer
 
 from rnnq.cli import output
 from rnnq.cli.options import DB, DEFS, Db, Defs, DryRun, Format, Rows
+from rnnq.errors import InputError
 
 if TYPE_CHECKING:
     from rnnq.queue import Added, NewStage
@@ -61,7 +62,11 @@ def _init(db: str, stages: list[NewStage], root: Path | None) -> list[Added]:
     done = database.upgrade(db, str(root.absolute()) if root else None)
     if done:
         output.remark(done)
-    return queue.init(database.open(db), stages)
+    engine = database.open(db)
+    recorded = database.study(engine)[2]
+    if root is not None and root.resolve() != recorded.resolve():
+        raise InputError(f"--root {root}: the root of {db} is {recorded}", "it is set once, when the database is made")
+    return queue.init(engine, stages)
 
 
 def _remarks(added: list[Added], dry_run: bool) -> None:

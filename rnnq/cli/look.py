@@ -42,7 +42,8 @@ def status(db: Db = DB, stage: Stage = None, format: Rows = Format.table) -> Non
 
 
 def _stage_row(found: Any) -> dict[str, Any]:
-    rate = None if found.runs_per_hour is None else round(found.runs_per_hour)
+    per_hour = found.runs_per_hour
+    rate = None if per_hour is None else round(per_hour) if per_hour >= 10 else round(per_hour, 1)
     name = f"{found.stage} (paused)" if found.paused else found.stage
     reckoned = "" if found.eta_s == 0 else found.reckoned
     eta = "" if found.eta_s == 0 else output.duration(found.eta_s) or "unknown"
@@ -95,7 +96,7 @@ def path(row: Mapping[str, Any], name: str) -> str | None:
 
 
 def show(
-    run: Annotated[int, typer.Argument(help="The id of a run.")],
+    run: Annotated[int, typer.Argument(help="The id of a run.", min=0, max=2**63 - 1)],
     db: Db = DB,
     format: Annotated[Format, typer.Option("--format", help="table or json.")] = Format.table,
 ) -> None:

@@ -14,8 +14,6 @@ from rich.table import Table
 
 from rnnq.cli.options import Format
 
-NUMBER = "right"
-
 
 def console() -> Console:
     """Standard output; piped, a table is as wide as it needs to be."""

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from rnnq.families.base import Adam, Curve, Family, State
 
-BUFFER = "buffer."
+HELD = "module."  # before a name of the module, in what is carried: its buffers, its frozen parameters
 
 
 class Single(Family):
@@ -19,7 +19,8 @@ class Single(Family):
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
-        self.Config, self.name = inner.Config, inner.name  # type: ignore[misc]
+        self.Config = inner.Config  # type: ignore[misc]
+        self.name = getattr(inner, "name", type(inner).__name__)  # type: ignore[misc]
         self.smoothing, self.loss_bound = inner.smoothing, inner.loss_bound  # type: ignore[misc]
         self.module = nn.Module()  # until init has built the run's own
 
@@ -30,25 +31,27 @@ class Single(Family):
         self.module = self.inner.build(config)
         self.module.train()
         params = {name: p.detach().clone()[None] for name, p in self.module.named_parameters() if p.requires_grad}
-        carried = {BUFFER + name: b.detach().clone()[None] for name, b in self.module.named_buffers()}
-        return State(params, carried)
+        frozen = {name: p for name, p in self.module.named_parameters() if not p.requires_grad}
+        carried = {**dict(self.module.named_buffers()), **frozen}
+        return State(params, {HELD + name: c.detach().clone()[None] for name, c in carried.items()})
 
     def batch(self, configs: Sequence[Any], steps: Sequence[int]) -> Any:
         """The data of one step."""
         return self.inner.batch(configs[0], steps[0])
 
     def loss(self, state: State, data: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The family's loss of its module with these parameters; buffers that it changes are carried on."""
-        buffers = {name.removeprefix(BUFFER): c[0].clone() for name, c in state.carried.items()}
-        loss = self._call(state, buffers, self.inner.loss, data)
-        return loss.reshape(1), {BUFFER + name: b.detach()[None] for name, b in buffers.items()}
+        """The family's loss of its module with these parameters.
+
+        Buffers and frozen parameters that it changes, in place or by assignment, are carried on.
+        """
+        loss, held = self._call(state, self.inner.loss, data)
+        return loss.reshape(1), {name: held[name].detach()[None] for name in state.carried}
 
     def evaluate(self, state: State, configs: Sequence[Any], split: str) -> list[dict[str, float]]:
         """The family's own evaluation, with the module in eval mode."""
-        buffers = {name.removeprefix(BUFFER): c[0].clone() for name, c in state.carried.items()}
         self.module.eval()
         try:
-            found: dict[str, float] = self._call(state, buffers, self._evaluate, configs[0], split)
+            found, _ = self._call(state, self._evaluate, configs[0], split)
             return [found]
         finally:
             self.module.train()
@@ -58,10 +61,13 @@ class Single(Family):
             return {}  # it has none of its own
         return dict(self.inner.evaluate(module, config, split))
 
-    def _call(self, state: State, buffers: dict[str, Tensor], method: Any, *rest: Any) -> Any:
-        tensors = {name: p[0] for name, p in state.params.items()} | buffers
-        held = {f"module.{name}": tensor for name, tensor in tensors.items()}
-        return functional_call(_Method(self.module, method), held, rest)
+    def _call(self, state: State, method: Any, *rest: Any) -> tuple[Any, dict[str, Tensor]]:
+        """What a method of the family makes of the module with these tensors, and the tensors that it leaves."""
+        method_of = _Method(self.module, method)
+        held = {HELD + name: p[0] for name, p in state.params.items()}
+        held |= {name: c[0].clone() for name, c in state.carried.items()}
+        found = functional_call(method_of, held, rest)
+        return found, held | method_of.left
 
     def optimizer(self, config: Any) -> Adam:
         """The family's own."""
@@ -80,6 +86,10 @@ class _Method(nn.Module):
         super().__init__()
         self.module = module
         self.method = method
+        self.left: dict[str, Tensor] = {}
 
     def forward(self, *rest: Any) -> Any:
-        return self.method(self.module, *rest)
+        found = self.method(self.module, *rest)
+        # a buffer may have been assigned anew, as a stateful net does with its state: what counts is what is there now
+        self.left = {HELD + name: b for name, b in self.module.named_buffers()}
+        return found

@@ -59,11 +59,18 @@ def table_losses(corpus: Corpus, window: int) -> tuple[float, float]:
     train = part(corpus.bytes, "train")
     pairs = _count_pairs(train)
     bigram = np.log(pairs + ADD) - np.log(pairs.sum(1, keepdims=True) + 256 * ADD)
-    single = np.bincount(train, minlength=256)
+    single = _count_bytes(pairs, train)
     unigram = np.log(single + ADD) - np.log(single.sum() + 256 * ADD)
     windows = held_out_windows(corpus, window, "val").numpy()
     before, after = windows[:-1], windows[1:]
     return -float(unigram[after].mean()), -float(bigram[before, after].mean())
+
+
+def _count_bytes(pairs: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """How often each byte occurs: as the first of a pair, and the last of all."""
+    single: np.ndarray = pairs.sum(1)
+    single[train[-1]] += 1
+    return single
 
 
 def _count_pairs(train: np.ndarray) -> np.ndarray:
