@@ -205,7 +205,8 @@ def _translate(engine: Engine, error: exc.DBAPIError | sqlite3.Error) -> RnnqErr
     name = getattr(cause, "sqlite_errorname", "")
     path = engine.url.database
     if name.startswith("SQLITE_READONLY"):
-        return InputError(f"the database {path} is read-only", "a worker, init and promote write to it")
+        hint = "SQLite keeps a log beside the file: even reading needs a folder that it may write to"
+        return InputError(f"the database {path} is read-only", hint)
     if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
         return InputError(f"{path} is not a usable database: {cause}", "--db names another; restore it from a backup")
     if name.startswith("SQLITE_CANTOPEN"):

@@ -22,7 +22,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colorbar import Colorbar
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from pandas import DataFrame, Series
 from sqlalchemy import Engine
 
@@ -266,6 +266,7 @@ def _without_outliers(values: np.ndarray) -> tuple[float, float]:
 
 def thousands(axes: Axes) -> None:
     """Steps as 10,000."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 

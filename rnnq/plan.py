@@ -69,7 +69,8 @@ def from_definitions(definitions: Sequence[Definition], defs: Path, progress: Pr
                 origin = _origin(stage, source, definition.sha256)
                 made.append(new_stage(stage.name, origin, [Entry(v) for v in stage.configs()], progress))
             except InputError as error:
-                problems += error.problems + ([f"hint: {error.hint}"] if error.hint else [])
+                hint = f" ({error.hint})" if error.hint else ""
+                problems += [*error.problems[:-1], error.problems[-1] + hint]
     names = [stage.name for definition in definitions for stage in definition.stages]
     problems += [f"stage {name} is defined twice" for name in sorted({n for n in names if names.count(n) > 1})]
     if problems:

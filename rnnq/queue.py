@@ -115,7 +115,7 @@ class NewStage:
 
 @dataclass(frozen=True)
 class Added:
-    """What an init did to one stage. `left` are labels of runs that the definition no longer has; they stay."""
+    """What an init did to one stage. `left` are the runs that the definition no longer has; they stay."""
 
     stage: str
     added: int
@@ -158,9 +158,9 @@ def _compare(stage: NewStage, present: Mapping[str, str]) -> Added:
 
 
 def _present(connection: Connection, stage: str) -> dict[str, str]:
-    sql = "SELECT fingerprint, label FROM runs JOIN intakes ON intakes.id = runs.intake AND intakes.complete"
+    sql = "SELECT runs.id, fingerprint, label FROM runs JOIN intakes ON intakes.id = runs.intake AND intakes.complete"
     rows = connection.execute(text(f"{sql} WHERE runs.stage = :stage ORDER BY runs.id"), {"stage": stage})
-    return {row.fingerprint: row.label for row in rows}
+    return {row.fingerprint: f"run {row.id} ({row.label})" for row in rows}
 
 
 def _refuse_changed(connection: Connection, stages: Sequence[NewStage]) -> None:
@@ -395,6 +395,7 @@ WHERE state = 'pending' AND id IN (
         WHERE inner_run.state = 'pending' AND inner_run.intake = intakes.id AND inner_run.stage = intakes.stage
         ORDER BY inner_run.priority DESC, inner_run.id LIMIT :limit)
     WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
+    AND stages.name NOT IN (SELECT value FROM json_each(:without))
     ORDER BY head.priority DESC, head.id LIMIT :limit)
 RETURNING id, attempt, lease_until, stage, family, label, config, fingerprint, pack_key, budget, steps_done,
           checkpoint, checkpoint_prev, checkpoint_best, priority,
@@ -417,9 +418,10 @@ def claim(
     provenance: Mapping[str, Any],
     limit: int = 1,
     stage: str | None = None,
+    without: Iterable[str] = (),
     now: float | None = None,
 ) -> list[Claim]:
-    """Take up to `limit` pending runs: highest priority first, then oldest.
+    """Take up to `limit` pending runs: highest priority first, then oldest; none of the stages `without`.
 
     Each claim is ours for LEASE seconds unless `beat` renews it. An empty list means that nothing is pending now,
     not that all is done. `provenance` goes into the attempt's row: host, device, git_commit, git_dirty,
@@ -427,7 +429,7 @@ def claim(
     """
     with db.transaction(engine) as connection:
         moment = db.clock(connection, now)
-        values = {"worker": worker, "now": moment, "limit": limit, "stage": stage}
+        values = {"worker": worker, "now": moment, "limit": limit, "stage": stage, "without": _dump(list(without))}
         rows = connection.execute(text(_CLAIM), values).all()
         rows = sorted(rows, key=lambda row: (-row.priority, row.id))
         for row in rows:
@@ -465,14 +467,16 @@ def count(engine: Engine, stage: str | None = None) -> tuple[int, int]:
     return found.get(True, 0), sum(found.values())
 
 
-def has_open(engine: Engine, stage: str | None = None) -> bool:
+def has_open(engine: Engine, stage: str | None = None, without: Iterable[str] = ()) -> bool:
     """Whether anything in the scope is open: looks at one row, not at all of them."""
     sql = """SELECT 1 FROM intakes JOIN stages ON stages.name = intakes.stage
              WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
+             AND stages.name NOT IN (SELECT value FROM json_each(:without))
              AND EXISTS (SELECT 1 FROM runs WHERE runs.intake = intakes.id AND runs.stage = intakes.stage
                          AND runs.state IN ('waiting', 'pending', 'running')) LIMIT 1"""
     with db.reading(engine) as connection:
-        return connection.execute(text(sql), {"stage": stage}).first() is not None
+        values = {"stage": stage, "without": _dump(list(without))}
+        return connection.execute(text(sql), values).first() is not None
 
 
 # ------------------------------------------------------------------------------------------- the owner's writes

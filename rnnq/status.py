@@ -117,7 +117,7 @@ def _steps_left(connection: Connection, stage: str) -> int | None:
 
 def workers(engine: Engine, stage: str | None = None) -> list[dict[str, Any]]:
     """Workers that are live, or were lost in the last hour: what each does, and how long ago it beat."""
-    sql = """SELECT workers.id AS worker, workers.host, workers.pid, workers.device, workers.state,
+    sql = """SELECT workers.id AS worker, workers.host, workers.pid, workers.pid_start, workers.device, workers.state,
                     :now - workers.beat_at AS beat_s_ago, workers.message,
                     runs.id AS run, runs.stage, runs.label, runs.attempt, runs.steps_done AS step, runs.budget
              FROM workers LEFT JOIN runs ON runs.worker = workers.id AND runs.state = 'running'
@@ -128,9 +128,12 @@ def workers(engine: Engine, stage: str | None = None) -> list[dict[str, Any]]:
         lease = float(connection.execute(text("SELECT lease_s FROM study")).scalar_one())
         rows = [dict(row._mapping) for row in connection.execute(text(sql), {"now": now, "stage": stage})]
     for row in rows:
-        row["host"] = host.short(row["host"])
-        if row["state"] == "live" and row["beat_s_ago"] > lease:
+        start = row.pop("pid_start")
+        if row["state"] == "live" and host.is_gone(row["host"], row["pid"], start):
+            row["state"] = "gone"  # its process is no more; whoever reaps next takes back its run
+        elif row["state"] == "live" and row["beat_s_ago"] > lease:
             row["state"] = "silent"  # its lease has ended; whoever reaps next decides
+        row["host"] = host.short(row["host"])
     return rows
 
 

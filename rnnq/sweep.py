@@ -606,4 +606,7 @@ def load_source(source: str, sha256: str, defs_dir: str | Path) -> Definition:
 
 
 def _source_hint() -> str:
-    return "`--defs DIR` names the folder that has the file as it was; `promote --rules DEF` takes another file's rule"
+    return (
+        "`rnnq init` again accepts the file as it is now; `--defs DIR` names the folder that has it as it was; "
+        "`promote --rules DEF` takes another file's rule"
+    )

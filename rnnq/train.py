@@ -42,6 +42,9 @@ class Desk(Protocol):
     def save(self, step: int, points: Sequence[Point], state: Mapping[str, Any]) -> None:
         """New points and the whole state, to be kept on disk."""
 
+    def leave_behind(self, points: Sequence[Point]) -> None:
+        """Points that were not handed over yet when training ends by an error."""
+
     def wish(self) -> bool:
         """Whether the owner wishes the loop to checkpoint and stop."""
 
@@ -142,25 +145,41 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
 
 def _consume(family: Generator, config: Config, desk: Desk) -> Outcome:
     """Drive a generator: each dict that it yields is one step."""
+    waiting: list[Point] = []
+    try:
+        return _consume_all(family, config, desk, waiting)
+    except Exception:
+        desk.leave_behind(waiting)
+        raise
+
+
+def _consume_all(family: Generator, config: Config, desk: Desk, waiting: list[Point]) -> Outcome:
     log_every = max(1, int(getattr(config, "log_every", 1)))
     latest: dict[str, float] = {}
-    measured: Mapping[str, float] = {}
+    points: list[Point] = []  # of the last step
     step = 0
-    waiting: list[Point] = []
     recorded = time.monotonic()
     for step, measured in enumerate(family(config), start=1):
-        latest |= {name: float(value) for name, value in measured.items()}
-        _refuse_divergence(config, step, measured)
+        points = _points(step, measured)
+        latest |= {name: value for name, _, value in points}
         if step % log_every == 0:
-            waiting += [(name, step, float(value)) for name, value in measured.items()]
+            waiting += points
+        _refuse_divergence(config, step, latest)
         if desk.wish():
-            return Outcome(False, step, waiting)
+            return Outcome(False, step, list(waiting))
         if time.monotonic() - recorded > 1.0:
-            desk.record(step, waiting)
-            waiting, recorded = [], time.monotonic()
+            desk.record(step, list(waiting))
+            waiting.clear()
+            recorded = time.monotonic()
     if step and step % log_every:
-        waiting += [(name, step, float(value)) for name, value in measured.items()]
-    return Outcome(True, step, waiting, dict(latest))
+        waiting += points
+    return Outcome(True, step, list(waiting), latest)
+
+
+def _points(step: int, measured: Any) -> list[Point]:
+    if not isinstance(measured, Mapping) or not all(isinstance(name, str) for name in measured):
+        raise InputError(f"step {step:,} yielded {measured!r}", 'a generator yields dicts of numbers: {"loss": 1.5}')
+    return [(name, step, float(value)) for name, value in measured.items()]
 
 
 def _refuse_divergence(config: Config, step: int, measured: Mapping[str, float]) -> None:
@@ -173,6 +192,14 @@ def _refuse_divergence(config: Config, step: int, measured: Mapping[str, float])
 
 
 def _run(training: Training, desk: Desk, budget: int, pace: Pace) -> Outcome:
+    try:
+        return _train_to(training, desk, budget, pace)
+    except Exception:
+        desk.leave_behind(training.take_points())
+        raise
+
+
+def _train_to(training: Training, desk: Desk, budget: int, pace: Pace) -> Outcome:
     while training.step < budget:
         training.advance(budget)
         if training.step == budget:

@@ -100,6 +100,7 @@ class Worker:
             "command_line": host.command_line(),
             "versions": json.dumps(host.versions(), sort_keys=True),
         }
+        self.unfit: dict[str, _NotHere] = {}  # stages whose code or data this machine lacks
         self._definitions: dict[tuple[str, str], sweep.Definition] = {}
 
     def watch(self, event: str, details: Mapping[str, Any]) -> None:
@@ -129,7 +130,7 @@ class Worker:
         trained = failed = 0
         while not self.stop.is_set() and trained != self.scope.runs:
             self._reaped(self.pulse.reap())
-            claims = queue.claim(self.engine, self.id, self.provenance, stage=self.scope.stage)
+            claims = queue.claim(self.engine, self.id, self.provenance, stage=self.scope.stage, without=self.unfit)
             if claims:
                 trained += 1
                 failed += self._hold(claims[0]) == "failed"
@@ -138,12 +139,14 @@ class Worker:
             else:
                 self.watch("idle", {})
                 self.stop.wait(min(IDLE, self.lease / 4) * _jitter.uniform(0.5, 1.0))
+        if self.unfit and not self.stop.is_set():
+            raise next(iter(self.unfit.values()))
         return failed
 
     def _is_over(self) -> bool:
         if self.scope.wait:
             return False
-        return self.scope.drain or not queue.has_open(self.engine, self.scope.stage)
+        return self.scope.drain or not queue.has_open(self.engine, self.scope.stage, self.unfit)
 
     def _reaped(self, taken: Sequence[queue.Reaped]) -> None:
         for reaped in taken:
@@ -172,10 +175,15 @@ class Worker:
             return "lost", {"message": error.message}
         except DatabaseError:
             raise  # nothing can be written: the lease ends by itself
-        except (_NotHere, CheckpointError) as error:
+        except CheckpointError as error:
             with contextlib.suppress(LeaseLost):
                 queue.release(self.engine, claim, error.message)
-            raise  # code that this machine lacks, a full disk: the run is not to blame
+            raise  # a full disk: the run is not to blame
+        except _NotHere as error:  # nor is it here; another stage may well be trained on this machine
+            self.unfit[claim.stage] = error
+            with contextlib.suppress(LeaseLost):
+                queue.release(self.engine, claim, error.message)
+            return "unfit", {"message": error.message}
         except (Exception, SystemExit) as error:  # a run's code may also ask Python to leave
             # as words: the exception holds the frames, and these all the tensors of the run that failed
             words = _cause(error), _message(error), "".join(traceback.format_exception(error))
@@ -250,7 +258,8 @@ class Worker:
 
 
 class _NotHere(InputError):
-    """The code of a run's family is not on this machine, or not as it was: the worker is of no use to it."""
+    """The code of a run's family, or its corpus, is not on this machine, or not as it was: no run of the stage can be
+    trained here, and none of them is to blame."""
 
 
 def _cause(error: BaseException) -> str:
@@ -284,7 +293,10 @@ def _check_identity(claim: Claim, run_config: config.Config) -> None:
 
 def _check_data(claim: Claim, run_config: config.Config) -> None:
     """Raises DataError when the corpus here is not the one that the stage was made with."""
-    here = run_config.datasets()
+    try:
+        here = run_config.datasets()
+    except DataError as error:
+        raise _NotHere(error.problems, error.hint) from error
     for corpus, sha256 in here.items():
         expected = claim.data.get(corpus, sha256)
         if expected != sha256:
@@ -327,6 +339,10 @@ class RunDesk:
         self._written()
         self._remove(old)
         self.worker.watch("saved", {"claim": self.claim, "step": step, "path": saved.path, "points": points})
+
+    def leave_behind(self, points: Sequence[Point]) -> None:
+        """What was measured and not yet handed over when training ended by an error; `fail` writes it."""
+        self.waiting += points
 
     def give_back(self, outcome: train.Outcome) -> None:
         """Checkpoint and release."""

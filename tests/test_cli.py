@@ -60,7 +60,7 @@ def test_init_says_what_it_added_and_again_adds_nothing(cli: Cli, tmp_path: Path
 def test_init_names_runs_that_are_no_longer_in_the_definition(cli: Cli, tmp_path: Path) -> None:
     cli("init", write(tmp_path))
     done = cli("init", write(tmp_path, STUDY.replace("[1, 2, 3]", "[2, 3, 4]")))
-    assert "1 run no longer in the definition: x=1" in done.stderr
+    assert "1 run no longer in the definition: run 1 (x=1)" in done.stderr
     assert len(json.loads(cli("ls", "--format", "json").stdout)) == 4
 
 

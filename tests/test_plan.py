@@ -205,7 +205,7 @@ def test_the_problems_of_all_files_and_stages_are_listed_at_once(planned: Planne
 
     text = "\n".join(problems(caught))
     assert "stage a, entry 1: lr=0.0" in text
-    assert "there is no family 'dynamic'\nhint: did you mean dynamics?" in text
+    assert "there is no family 'dynamic' (did you mean dynamics?)" in text
     assert "stage c, entry 1: DynamicsConfig has no field stat_size (did you mean state_size" in text
     assert "3 is no family" in text
 

@@ -124,7 +124,7 @@ def test_a_preview_says_what_init_will_do_and_changes_nothing(engine: Engine) ->
 def test_rows_that_the_definition_lost_are_named_and_stay(engine: Engine) -> None:
     queue.init(engine, [new_stage(3)])
 
-    assert queue.init(engine, [new_stage(runs=new_runs(2, first=1))]) == [Added("s", 0, 2, ("run0",))]
+    assert queue.init(engine, [new_stage(runs=new_runs(2, first=1))]) == [Added("s", 0, 2, ("run 1 (run0)",))]
 
     assert [found["label"] for found in runs.find(engine)] == ["run0", "run1", "run2"]
 
@@ -645,7 +645,7 @@ def test_what_a_worker_does_costs_the_same_in_a_table_two_hundred_times_as_big(e
 
 def test_a_claim_reads_the_head_of_each_queue_from_the_partial_index_and_sorts_no_queue(study: Engine) -> None:
     with db.reading(study) as connection:
-        values = {"worker": "w", "now": NOW, "limit": 1, "stage": None}
+        values = {"worker": "w", "now": NOW, "limit": 1, "stage": None, "without": "[]"}
         plan = connection.execute(text("EXPLAIN QUERY PLAN " + queue._CLAIM), values).all()
 
     [dive] = [step for step in plan if "inner_run" in step.detail]
@@ -1152,10 +1152,10 @@ def test_a_failed_run_keeps_its_whole_trace_its_points_and_its_checkpoints(study
 
     run = row(study)
     assert (run["state"], run["cause"], run["message"]) == ("failed", "diverged", "the loss is nan")
-    assert (run["failures"], run["steps_done"], json.loads(run["checkpoint"])) == (1, 4, saved(1, 4))
+    assert (run["failures"], run["steps_done"], json.loads(run["checkpoint"])) == (1, 5, saved(1, 4))
     assert points(study) == [("loss", 5, None)]
     [attempt] = attempts(study)
-    assert (attempt["ended"], attempt["cause"], attempt["step_to"]) == ("failed", "diverged", 4)
+    assert (attempt["ended"], attempt["cause"], attempt["step_to"]) == ("failed", "diverged", 5)
     assert (attempt["message"], attempt["traceback"]) == ("the loss is nan", trace)
 
 

@@ -56,6 +56,9 @@ class Desk:
         self.recorded.append((step, list(points)))
         self.saved.append((step, dict(state)))
 
+    def leave_behind(self, points: Sequence[Point]) -> None:
+        self.left = list(points)
+
     def wish(self) -> bool:
         self.asked += 1
         return self.asked == self.stop_at

@@ -118,7 +118,7 @@ ENDS = {  # mood -> cause, what its message says
     "memory": ("oom", "MemoryError: "),
     "torch's memory": ("oom", "can't allocate memory"),
     "diverges": ("diverged", "loss is nan at step 4"),
-    "names numbers": ("bug", "Error: "),
+    "names numbers": ("bug", "step 4 yielded {1: 2.0}"),
     "good, too": (None, None),
 }
 
@@ -206,10 +206,26 @@ def test_a_corpus_that_changed_fails_a_run_that_is_resumed(study):
     text.write_bytes(pseudo_text(4000))
     study.rnnq("init", study.define(DYNAMICS))
     study.worker({"at": "saved", "step": 20, "do": "kill"}, every=10).end(-signal.SIGKILL)
-    text.unlink()
+    text.write_bytes(pseudo_text(4001))
     study.rnnq("worker", code=1)
     assert study.ended(1) == [("lost", "lost"), ("failed", "data")]
     assert study.named(1)["checkpoint"]["step"] == 20, "nothing of it is lost"
+
+
+def test_a_stage_that_cannot_be_trained_here_is_left_alone_and_others_are_trained(study):
+    text = study.folder / "text"
+    text.write_bytes(pseudo_text(4000))
+    study.rnnq("init", study.define(DYNAMICS))
+    study.rnnq("init", study.define(moods("good")))
+    text.unlink()
+
+    output = study.rnnq("worker", code=2)
+
+    assert "cannot be trained here, and is left to others" in output
+    assert "there is no file" in output
+    rows = study.rows("SELECT stage, state, failures FROM runs ORDER BY id")
+    assert {(row["state"], row["failures"]) for row in rows if row["stage"] == "bytes"} == {("pending", 0)}
+    assert {row["state"] for row in rows if row["stage"] != "bytes"} == {"done"}
 
 
 def test_a_run_that_kills_its_worker_three_times_in_a_row_fails_and_the_queue_goes_on(study):

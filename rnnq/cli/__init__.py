@@ -38,7 +38,9 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        return int(typer.main.get_command(app)(standalone_mode=False) or 0)
+        code = int(typer.main.get_command(app)(standalone_mode=False) or 0)
+        sys.stdout.flush()  # here, where a reader that has gone is no error
+        return code
     except RnnqError as error:
         return _say(error.message, error.hint, error.exit_code)
     except BrokenPipeError:
@@ -48,6 +50,8 @@ def _run() -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # it has printed the help
+            return 2
         if hasattr(error, "format_message"):  # a usage error of the option parser
             where = getattr(getattr(error, "ctx", None), "command_path", "rnnq")
             return _say(error.format_message(), f"`{where} --help`", getattr(error, "exit_code", 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,8 +31,13 @@ def init(
     """Add the runs of a study that are not there yet; again: 0 added. Makes the database if there is none."""
     from rnnq import plan, sweep
 
-    files = [sweep.load(path) for path in definitions]
-    stages = plan.from_definitions(files, defs, _progress)
+    files, problems = [], []
+    for path in definitions:
+        try:
+            files.append(sweep.load(path))
+        except InputError as error:
+            problems.append(error)
+    stages = _checked(lambda: plan.from_definitions(files, defs, _progress), problems)
     added = _preview(db, stages) if dry_run else _init(db, stages, root)
     if format is Format.json:
         output.as_json({"stages": [_row(item) for item in added]})
@@ -40,6 +45,21 @@ def init(
     output.rows(format, [_row(item) for item in added], ["stage", "added", "present"])
     if format is Format.table:
         _remarks(added, dry_run)
+
+
+def _checked(check: Callable[[], list[NewStage]], problems: list[InputError]) -> list[NewStage]:
+    """The stages of the files that could be loaded. Raises InputError with what is wrong in any of the files."""
+    try:
+        stages = check()
+    except InputError as error:
+        problems.append(error)
+        stages = []
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        hints = [error.hint for error in problems if error.hint]
+        raise InputError([line for error in problems for line in error.problems], hints[0] if hints else None)
+    return stages
 
 
 def _row(item: Added) -> dict[str, Any]:

@@ -136,7 +136,8 @@ def _show_curves(found: Mapping[str, Any]) -> None:
         values = [value for _, value in points if value is not None]
         if values:
             ends = f"{output.cell(values[0])} → {output.cell(values[-1])}"
-            output.say(f"{name:>18} {sparkline(values)} {ends}, lowest {output.cell(min(values))}, n={len(points)}")
+            bounds = f"between {output.cell(min(values))} and {output.cell(max(values))}"
+            output.say(f"{name:>18} {sparkline(values)} {ends}, {bounds}, n={len(points)}")
 
 
 def sparkline(values: Sequence[float], width: int = 60) -> str:

@@ -50,6 +50,8 @@ def as_json(value: Any) -> None:
 
 def table(found: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str | None = None) -> None:
     """A table; numbers to the right. Columns that are empty in every row are left out."""
+    if not found:
+        return
     shown = [name for name in columns if any(row.get(name) not in (None, "") for row in found)]
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for name in shown:

@@ -46,7 +46,7 @@ def worker(
     engine = database.open(db)
     if stage is not None:
         study.stage_info(engine, stage)
-    if not wait and not queue.has_open(engine, stage):
+    if not wait and gpu is None and device in ("auto", "cpu") and not queue.has_open(engine, stage):
         output.remark("nothing is pending, running or able to open")
         return  # torch, a second's work to load, is not needed to say so
     chosen = work.pick_device(gpu, device)
@@ -163,6 +163,10 @@ class Display:
 
     def _released(self, details: Mapping[str, Any]) -> None:
         self._ended(details, f"given back at step {details['step']:,}")
+
+    def _unfit(self, details: Mapping[str, Any]) -> None:
+        stage = details["claim"].stage
+        self.line(f"stage {stage} cannot be trained here, and is left to others: {details['message'].splitlines()[0]}")
 
     def _lost(self, details: Mapping[str, Any]) -> None:
         self._ended(details, f"lost: {details['message']}")

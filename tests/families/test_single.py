@@ -76,6 +76,9 @@ class StopAt:
     def save(self, step: int, points: Sequence[Point], state: Mapping[str, Any]) -> None:
         self.points += points
 
+    def leave_behind(self, points: Sequence[Point]) -> None:
+        self.points += points
+
     def wish(self) -> bool:
         self.at += 1
         return self.at == self.step
@@ -129,3 +132,50 @@ def test_tied_weights_stay_one_and_frozen_ones_stay() -> None:
     params = outcome.state["members"]["params"]
     assert "second.weight" not in params
     assert "frozen" not in params
+
+
+class Stateful(nn.Module):
+    """With what is neither trained nor changed in place: a state that is assigned, a frozen slow copy, a mask."""
+
+    h: torch.Tensor
+    mask: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(6, 6)
+        self.slow = nn.Parameter(torch.zeros(6, 6), requires_grad=False)
+        self.register_buffer("h", torch.zeros(8, 6))
+        self.register_buffer("mask", torch.full((6, 6), -torch.inf).triu(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = torch.tanh(self.map(x) + self.h @ torch.softmax(self.mask, -1) + x @ self.slow)
+        self.h = out.detach()
+        with torch.no_grad():
+            self.slow.lerp_(self.map.weight, 0.1)
+        return out
+
+
+class StatefulFamily(NetFamily):
+    name = "stateful"
+
+    def build(self, config: NetConfig) -> nn.Module:
+        return Stateful()
+
+    def evaluate(self, module: nn.Module, config: NetConfig, split: str) -> dict[str, float]:  # type: ignore[override]
+        return {}
+
+
+def test_what_a_module_assigns_and_what_is_frozen_is_carried_on_and_resumed() -> None:
+    family = families.as_family(StatefulFamily)
+
+    def train_to_end(stop: int | None = None, resumed: Mapping[str, Any] | None = None) -> Outcome:
+        return train.train(family, NetConfig(), StopAt(stop), torch.device("cpu"), 40, Every(), resumed)
+
+    whole = train_to_end()
+    assert whole.state is not None
+    carried = whole.state["members"]["carried"]
+    assert set(carried) == {"module.h", "module.mask", "module.slow"}
+    assert carried["module.h"].abs().sum() > 0
+    assert carried["module.slow"].abs().sum() > 0
+    again = train_to_end(resumed=train_to_end(stop=17).state)
+    assert same(whole.state, again.state)

@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from pandas import DataFrame
 
 CURVES = ("val_loss", "val_loss_no_state")
@@ -111,6 +111,7 @@ def _draw_curves(axes: Axes, best: DataFrame, shown: DataFrame) -> None:
     handles.append(Line2D([], [], color="#444444", linestyle="--", lw=1, label="the same net, every state zeroed"))
     handles += _draw_tables(axes, best, ["bigram_loss", "unigram_loss"])
     axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlabel("optimiser step")
     axes.set_ylabel(f"held-out loss ({UNIT})")
