@@ -23,8 +23,8 @@ trap 'kill -TERM "${pids[@]}" 2>/dev/null' INT TERM
 
 code=0
 for pid in "${pids[@]}"; do
+    # a trapped signal ends `wait` early: the worker is still saving its state
+    while kill -0 "$pid" 2>/dev/null; do wait "$pid"; done
     wait "$pid" || code=$?
-    # a trapped signal ends `wait` early; the worker is still saving its state
-    while kill -0 "$pid" 2>/dev/null; do wait "$pid" || code=$?; done
 done
 exit "$code"
