@@ -696,10 +696,9 @@ def reap(engine: Engine, by_clock: bool = True, now: float | None = None) -> lis
     with db.reading(engine) as connection:
         moment = db.clock(connection, now)
         gone = _gone_workers(connection)
-        sql = f"SELECT 1 WHERE EXISTS ({_EXPIRED})"
-        expired = by_clock and connection.execute(text(sql), {"now": moment}).first() is not None
-        expired = expired or (by_clock and connection.execute(text(_SILENT), {"now": moment}).first() is not None)
-    if not gone and not expired:
+        sql = f"SELECT 1 WHERE EXISTS ({_EXPIRED}) OR EXISTS ({_SILENT})"
+        late = by_clock and connection.execute(text(sql), {"now": moment}).first() is not None
+    if not gone and not late:
         return []  # the usual case takes no write lock
     return _take_back(engine, gone, by_clock, now)
 
@@ -730,7 +729,7 @@ def _take_back(engine: Engine, gone: list[str], by_clock: bool, now: float | Non
             # sorted here: ORDER BY id would make SQLite walk the whole table in that order
             late = connection.execute(text(sql + "lease_until < :now"), {"now": moment}).all()
             rows += [row for row in sorted(late, key=lambda row: row.id) if row.id not in seen]
-        if by_clock:  # of another host, or from before a reboot; one that lives says so at its next beat
+            # of another host, or from before a reboot; one that lives says so at its next beat
             silent = "UPDATE workers SET state = 'lost', left_at = :now, message = 'no heartbeat' WHERE id IN ({})"
             connection.execute(text(silent.format(_SILENT)), {"now": moment})
         for worker in gone:
