@@ -8,7 +8,7 @@ down_revision = ${repr(down_revision)}
 
 
 # batch_alter_table rebuilds a table from what can be read of it: indexes come back without DESC (make ix_runs_claim
-# and ix_runs_claim_pack anew), intakes without AUTOINCREMENT (table_kwargs). tests/migrations compares with tables.py.
+# and ix_runs_claim_pack anew), intakes and runs without AUTOINCREMENT (table_kwargs). tests/migrations compares with tables.py.
 def upgrade() -> None:
     ${upgrades if upgrades else "pass"}
 

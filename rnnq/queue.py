@@ -93,6 +93,8 @@ class NewRun:
     pack_key: str | None
     budget: int | None
     parents: tuple[tuple[int, str, str], ...] = ()  # (parent run, kind, JSON detail)
+    summary: Mapping[str, Any] | None = None  # of a run that was trained elsewhere: it is done from the start
+    message: str | None = None
 
 
 @dataclass(frozen=True)
@@ -240,20 +242,36 @@ def _insert_runs(engine: Engine, intakes: Mapping[str, int], stage: NewStage) ->
         present = _present(connection, stage.name)
     fresh = [run for run in stage.runs if run.fingerprint not in present]
     sql = f"""INSERT INTO runs (stage, intake, family, label, config, fingerprint, group_key, seed, state, pack_key,
-                                budget, source, source_sha256, created_at)
-              VALUES (:stage, :intake, :family, :label, :config, :fingerprint, :group_key, :seed, 'pending', :pack_key,
-                      :budget, :source, :source_sha256, {db.NOW})"""
+                                budget, source, source_sha256, created_at, steps_done, summary, loss, message, ended_at)
+              VALUES (:stage, :intake, :family, :label, :config, :fingerprint, :group_key, :seed, :state, :pack_key,
+                      :budget, :source, :source_sha256, {db.NOW}, :steps, :summary, :loss, :message,
+                      CASE WHEN :state = 'done' THEN {db.NOW} END)"""
     same = {"stage": stage.name, "intake": intakes[stage.name], "family": stage.family}
     same |= {"source": stage.source, "source_sha256": stage.source_sha256}
+    primary = next((str(metric["name"]) for metric in stage.metrics if metric["primary"]), "loss")
     for start in range(0, len(fresh), CHUNK):
-        rows = [same | {name: getattr(run, name) for name in _RUN_FIELDS} for run in fresh[start : start + CHUNK]]
+        rows = [same | _row_of(run, primary) for run in fresh[start : start + CHUNK]]
         with db.transaction(engine) as connection:
             _hold(connection, intakes)
             connection.execute(text(sql), rows)
         time.sleep(0.02)  # leave a gap in which a waiting heartbeat finds the lock free
 
 
-_RUN_FIELDS = ("label", "config", "fingerprint", "group_key", "seed", "pack_key", "budget")
+_RUN_FIELDS = ("label", "config", "fingerprint", "group_key", "seed", "pack_key", "budget", "message")
+
+
+def _row_of(run: NewRun, primary: str) -> dict[str, Any]:
+    same = {name: getattr(run, name) for name in _RUN_FIELDS}
+    if run.summary is None:
+        return {**same, "state": "pending", "steps": 0, "summary": None, "loss": None}
+    ended = {"state": "done", "summary": clean_summary(run.summary), "loss": _loss(run.summary, primary)}
+    return {**same, **ended, "steps": run.budget or 0}
+
+
+def _loss(summary: Mapping[str, Any], primary: str) -> float | None:
+    """What `runs.loss` holds: the primary metric of a summary; null when it is not finite."""
+    value = clean(summary.get(primary), primary, [])
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def _hold(connection: Connection, intakes: Mapping[str, int]) -> None:
@@ -599,12 +617,10 @@ def finish(
     `primary` names the metric that `runs.loss` holds. Returns the paths of files that the row no longer names.
     Raises LeaseLost.
     """
-    value = clean(summary.get(primary), primary, [])
-    loss = float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
     with db.transaction(engine) as connection:
         before = _files(connection, claim.run)
         changes = "steps_done = :step, summary = :summary, loss = :loss, checkpoint_prev = NULL, lost = 0"
-        values = {"step": step, "summary": clean_summary(summary), "loss": loss}
+        values = {"step": step, "summary": clean_summary(summary), "loss": _loss(summary, primary)}
         files = {"checkpoint": checkpoint, "checkpoint_best": best}
         kept = {name: saved for name, saved in files.items() if saved is not None}
         for name, saved in kept.items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, Integer, MetaData, Table, Text, UniqueConstraint
 
-SCHEMA = "0001"  # the Alembic revision that these tables are
+SCHEMA = "0002"  # the Alembic revision that these tables are
 
 STATES = ("waiting", "pending", "running", "done", "failed", "cancelled", "skipped")
 OPEN = ("waiting", "pending", "running")
@@ -53,6 +53,7 @@ stages = Table(
     Column("data", Text, nullable=False),  # JSON {corpus: sha256}
     Column("paused", sa.Boolean, nullable=False, server_default=sa.false()),
     Column("created_at", sa.Double, nullable=False),
+    Column("defined_as", Text),  # its name in the definition file, where `rnnq rename` gave it another
 )
 
 intakes = Table(
@@ -65,13 +66,15 @@ intakes = Table(
     Column("pid", Integer, nullable=False),
     Column("pid_start", Text),
     Column("beat_at", sa.Double, nullable=False),
+    # all intakes of a stage that is being deleted are open at once: so it is gone for every reader before its rows are
+    Column("removing", sa.Boolean, nullable=False, server_default=sa.false()),
     # one open intake a stage: a second init waits for the first
     Index(
         "ix_intakes_open",
         "stage",
         unique=True,
-        sqlite_where=sa.text("NOT complete"),
-        postgresql_where=sa.text("NOT complete"),
+        sqlite_where=sa.text("NOT complete AND NOT removing"),
+        postgresql_where=sa.text("NOT complete AND NOT removing"),
     ),
     Index("ix_intakes_stage", "stage", "complete"),
     # no id is given twice: an init that others took for dead must not write into the intake of its successor
@@ -114,6 +117,7 @@ runs = Table(
     Column("created_at", sa.Double, nullable=False),
     Column("started_at", sa.Double),
     Column("ended_at", sa.Double),
+    Column("note", Text),  # what a person says of it
     UniqueConstraint("stage", "fingerprint"),
     CheckConstraint(_one_of("state", STATES), name="state"),
     CheckConstraint("wish IS NULL OR wish IN ('cancel', 'pause')", name="wish"),
@@ -158,6 +162,17 @@ runs = Table(
     Index("ix_runs_loss", "stage", "loss"),
     Index("ix_runs_group", "stage", "group_key"),
     Index("ix_runs_ended", "stage", "ended_at"),
+    # no id is given twice: one that stands in a note, or in a file's name, never means another run
+    sqlite_autoincrement=True,
+)
+
+tags = Table(
+    "tags",
+    metadata,
+    Column("run_id", Id, ForeignKey("runs.id"), primary_key=True),
+    Column("tag", Text, primary_key=True),
+    Index("ix_tags_tag", "tag"),
+    sqlite_with_rowid=False,
 )
 
 workers = Table(
@@ -175,6 +190,7 @@ workers = Table(
     Column("started_at", sa.Double, nullable=False),
     Column("beat_at", sa.Double, nullable=False),
     Column("left_at", sa.Double),
+    Column("wish", Text),  # stop: checkpoint, give back, leave; drain: leave after the run at hand
     CheckConstraint("state IN ('live', 'left', 'lost')", name="state"),
     CheckConstraint("(state = 'live') = (left_at IS NULL)", name="left"),
     Index(
@@ -205,6 +221,7 @@ attempts = Table(
     Column("numerics", Text),  # JSON: what the bits depend on
     Column("exact", sa.Boolean),  # false: resumed under other numerics, so not to the bit
     Column("source_sha256", Text),
+    Column("summary", Text),  # JSON: what it ended with; a run that is extended ends several times
     CheckConstraint("(ended IS NULL) = (ended_at IS NULL)", name="ended"),
     CheckConstraint("ended IS NULL OR ended IN ('done', 'failed', 'released', 'lost', 'cancelled')", name="how"),
     sqlite_with_rowid=False,
@@ -261,6 +278,17 @@ artifacts = Table(
     Column("bytes", sa.BigInteger, nullable=False),
     Column("sha256", Text, nullable=False),
     Index("ix_artifacts_run", "run_id"),
+)
+
+changes = Table(
+    "changes",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("at", sa.Double, nullable=False),
+    Column("verb", Text, nullable=False),  # retry, cancel, extend, delete, ...
+    Column("detail", Text, nullable=False),  # JSON: which runs, or which stage, and how
+    Column("host", Text, nullable=False),
+    Column("command_line", Text, nullable=False),
 )
 
 POINTS_VIEW = """

@@ -1,11 +1,12 @@
 """Migrations build what tables.py says, keep every row of a database that has some, and happen whole or not at all.
 
-The tests bring revisions of their own: a copy of migrations/ and a revision 0002 beside 0001.
+The tests bring revisions of their own: a copy of migrations/ and the next revision beside them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -26,13 +27,14 @@ from rnnq import db, query, queue, runs, tables
 from rnnq.errors import DatabaseError, InputError, RnnqError
 from tests.conftest import ROOT, claim_one, new_runs, new_stage
 
-HEAD = '''
+NEXT = f"{int(db.SCHEMA) + 1:04d}"
+HEAD = f'''
 """A revision of a test."""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "{NEXT}"
+down_revision = "{db.SCHEMA}"
 
 '''
 
@@ -40,8 +42,8 @@ down_revision = "0001"
 # So whoever rebuilds `runs` makes the two indexes of the claim anew.
 REBUILD_RUNS = """
 def upgrade():
-    with op.batch_alter_table("runs", recreate="always") as batch:
-        batch.add_column(sa.Column("note", sa.Text(), server_default="x"))
+    with op.batch_alter_table("runs", recreate="always", table_kwargs={"sqlite_autoincrement": True}) as batch:
+        batch.add_column(sa.Column("extra", sa.Text(), server_default="x"))
     for name, columns in (("ix_runs_claim", []), ("ix_runs_claim_pack", ["pack_key"])):
         op.drop_index(name, "runs")
         columns = ["intake", "stage", *columns, sa.text("priority DESC"), "id"]
@@ -58,7 +60,7 @@ def revision(folder: Path, upgrade: str) -> Path:
     """Our migrations and one more."""
     scripts = folder / "scripts"
     shutil.copytree(db.migrations(), scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    (scripts / "versions" / "0002_of_a_test.py").write_text(HEAD + upgrade)
+    (scripts / "versions" / f"{NEXT}_of_a_test.py").write_text(HEAD + upgrade)
     return scripts
 
 
@@ -95,7 +97,10 @@ def lines_of(path: Path, table: str) -> list[str]:
     """The columns and constraints of a table, in an order that does not matter."""
     with plain(path) as connection:
         [create] = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table,))
-    return sorted(line for line in (" ".join(line.split()).rstrip(",") for line in create[0].splitlines()) if line)
+    head, _, rest = " ".join(create[0].split()).partition("(")
+    inside, _, tail = rest.rpartition(")")
+    parts = re.split(r",(?![^(]*\))", inside.replace("()", ""))  # commas that stand in no parentheses
+    return sorted([head.replace('"', "").strip(), tail.strip(), *(part.strip() for part in parts)])
 
 
 @pytest.fixture
@@ -123,6 +128,8 @@ def live(engine: Engine) -> None:
     queue.leave(engine, "w", "done")
     with db.transaction(engine) as connection:
         connection.execute(text("INSERT INTO gates (stage, condition) VALUES ('next', '{}')"))
+        connection.execute(text("INSERT INTO tags VALUES (1, 'good')"))
+        connection.execute(text("INSERT INTO changes VALUES (1, 0, 'cancel', '{}', 'h', 'rnnq')"))
 
 
 def test_the_study_of_these_tests_has_rows_in_every_table(used: Path) -> None:
@@ -178,6 +185,34 @@ def test_a_study_is_never_downgraded() -> None:
             found.module.downgrade()
 
 
+OLD = sorted((Path(__file__).parent / "assets").glob("*.sql"))
+
+
+@pytest.mark.parametrize("asset", OLD, ids=lambda path: path.stem)
+def test_a_study_of_an_older_schema_is_upgraded_and_keeps_every_row(asset: Path, tmp_path: Path) -> None:
+    path = tmp_path / "experiments.db"
+    with plain(path) as connection:
+        connection.executescript(asset.read_text())
+        old = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        old -= {"alembic_version", "sqlite_sequence"}
+        tables_then = {name: connection.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall() for name in old}
+
+    db.upgrade(str(path))
+
+    with plain(path) as connection:
+        for name, before in tables_then.items():
+            after = connection.execute(f"SELECT * FROM {name} ORDER BY 1, 2").fetchall()
+            assert [row[: len(then)] for row, then in zip(after, before, strict=True)] == before, name
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    engine = db.open(str(path))
+    assert runs.show(engine, 1)["curves"]["loss"][-1] == (10, None)
+    assert claim_one(engine).run == 3
+    [added] = queue.init(engine, [new_stage(name="next", runs=new_runs(2))])
+    assert runs.find(engine, "next")[-1]["id"] == 6
+    assert added.added == 1
+    engine.dispose()
+
+
 # ----------------------------------------------------------------------------------------- a migration that works
 
 
@@ -187,19 +222,19 @@ def test_rebuilding_runs_keeps_every_row_of_every_table(used: Path, tmp_path: Pa
 
     said = db.upgrade(str(used), scripts=revision(tmp_path, REBUILD_RUNS))
 
-    [backup] = used.parent.glob("experiments.db.backup-0001-*")
-    assert said == f"upgraded {used} from schema 0001 to 0002; backup: {backup}"
+    [backup] = used.parent.glob(f"experiments.db.backup-{db.SCHEMA}-*")
+    assert said == f"upgraded {used} from schema {db.SCHEMA} to {NEXT}; backup: {backup}"
     assert rows(used) == before
     assert rows(backup) == before
     assert sql_of(used, "index") == indexes
     assert sql_of(used, "view") == view
     gone, new = (set(a) - set(b) for a, b in ((schema, lines_of(used, "runs")), (lines_of(used, "runs"), schema)))
-    assert gone == {"CREATE TABLE runs ("}
-    assert new == {'CREATE TABLE "runs" (', "note TEXT DEFAULT 'x'"}
+    assert gone == set()
+    assert new == {"extra TEXT DEFAULT 'x'"}
     with plain(used) as connection:
-        assert connection.execute("SELECT DISTINCT note FROM runs").fetchall() == [("x",)]
+        assert connection.execute("SELECT DISTINCT extra FROM runs").fetchall() == [("x",)]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [("0002",)]
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [(NEXT,)]
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
@@ -207,7 +242,7 @@ def test_after_runs_were_rebuilt_the_database_still_refuses_and_a_claim_still_di
     used: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     db.upgrade(str(used), scripts=revision(tmp_path, REBUILD_RUNS))
-    monkeypatch.setattr(db, "SCHEMA", "0002")
+    monkeypatch.setattr(db, "SCHEMA", NEXT)
     engine = db.open(str(used))
 
     for wrong in (
@@ -235,16 +270,17 @@ def test_every_table_can_be_rebuilt_and_keeps_its_rows(used: Path, tmp_path: Pat
     upgrade = """
 def upgrade():
     op.execute("DROP VIEW points")  # it would stop the renaming of the tables below it
-    for table in ("study", "stages", "workers", "attempts", "metrics", "point", "lineage", "gates", "artifacts"):
+    for table in ("study", "stages", "workers", "attempts", "metrics", "point", "lineage", "gates", "artifacts",
+                  "tags", "changes"):
         with op.batch_alter_table(table, recreate="always") as batch:
-            batch.add_column(sa.Column("note", sa.Text()))
+            batch.add_column(sa.Column("extra", sa.Text()))
     op.execute("CREATE VIEW points AS SELECT run_id, name, step, value FROM point JOIN metrics ON id = metric_id")
 """
     db.upgrade(str(used), scripts=revision(tmp_path, upgrade))
 
     assert rows(used) == before
     without_rowid = {name for name, sql in sql_of(used, "table").items() if "WITHOUT ROWID" in sql}
-    assert without_rowid == {"attempts", "point", "lineage"}
+    assert without_rowid == {"attempts", "point", "lineage", "tags"}
 
 
 def test_an_upgrade_happens_once(used: Path, tmp_path: Path) -> None:
@@ -273,7 +309,7 @@ REFUSED = {
         REBUILD_RUNS
         + """
     op.create_table("extra", sa.Column("x", sa.Integer()))
-    op.execute("UPDATE runs SET note = 'half'")
+    op.execute("UPDATE runs SET extra = 'half'")
     op.execute("DELETE FROM point")
     raise RuntimeError("out of ideas")
 """,
@@ -316,7 +352,7 @@ def test_a_migration_is_refused_whole_when(
         db.upgrade(str(used), scripts=revision(tmp_path, upgrade))
 
     assert everything(used) == before  # the version and the schema, too
-    [backup] = used.parent.glob("experiments.db.backup-0001-*")
+    [backup] = used.parent.glob(f"experiments.db.backup-{db.SCHEMA}-*")
     assert everything(backup) == before
     engine = db.open(str(used))
     assert db.check(engine) == []
@@ -386,13 +422,13 @@ def test_a_new_revision_begins_with_a_template_that_works(used: Path, tmp_path: 
     shutil.copy(ROOT / "pyproject.toml", project)
     config = Config(toml_file=project / "pyproject.toml")
 
-    command.revision(config, "Runs have a note", rev_id="0002")
+    command.revision(config, "Runs have a note", rev_id=NEXT)
 
-    assert (project / "migrations" / "versions" / "0002_runs_have_a_note.py").is_file()
-    assert ScriptDirectory.from_config(config).get_current_head() == "0002"
+    assert (project / "migrations" / "versions" / f"{NEXT}_runs_have_a_note.py").is_file()
+    assert ScriptDirectory.from_config(config).get_current_head() == NEXT
     said = db.upgrade(str(used), scripts=project / "migrations")
     assert said is not None
-    assert said.startswith(f"upgraded {used} from schema 0001 to 0002")
+    assert said.startswith(f"upgraded {used} from schema {db.SCHEMA} to {NEXT}")
 
 
 # ------------------------------------------------------------------------------------------------------ the wheel
