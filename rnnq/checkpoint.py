@@ -33,7 +33,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose state it is. Written into each file and compared when it is opened."""
+    """Whose state it is. Written into each file; all but the stage, which may be renamed, is compared on opening."""
 
     study: str
     stage: str
@@ -155,7 +155,7 @@ def load(root: Path, saved: Saved, owner: Owner) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise Damaged(f"{path} is not a checkpoint of this rnnq (format {FORMAT})")
     found = content.get("owner")
-    if found != vars(owner):
+    if not isinstance(found, dict) or {**found, "stage": owner.stage} != vars(owner):
         raise Damaged(f"{path} belongs to {found}, not to {vars(owner)}")
     state: dict[str, Any] = content["state"]
     return state
@@ -177,6 +177,12 @@ def newest(
         except Damaged as error:
             problems.append(error.message)
     return None, None, problems
+
+
+def belongs(owner: Owner, path: str) -> bool:
+    """Whether a path is that of a file of this run, whatever its stage was called when it was written."""
+    parts = Path(path).parts
+    return len(parts) == 5 and (parts[0], parts[1], parts[3]) == ("checkpoints", owner.study, str(owner.run))
 
 
 def remove(root: Path, paths: Sequence[str]) -> None:

@@ -55,6 +55,10 @@ class Config(BaseModel):
         """Equal exactly for configs that may train together as one pack; None when they never may."""
         return None
 
+    def ends_with_steps(self) -> str | None:
+        """Why a finished run cannot be trained further, such as a schedule that ends with its steps; None: it can."""
+        return None
+
     def datasets(self) -> dict[str, str]:
         """The sha256 of every corpus that the config reads, by name.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +31,16 @@ class Origin:
 
 @dataclass(frozen=True)
 class Entry:
-    """One config of a stage as its author wrote it, and the runs that it descends from."""
+    """One config of a stage as its author wrote it, and the runs that it descends from.
+
+    With a summary it was trained elsewhere: its run is done from the start, and what it read need not be here.
+    """
 
     values: Mapping[str, Any]
     parents: tuple[tuple[int, str, str], ...] = ()
+    summary: Mapping[str, Any] | None = None
+    message: str | None = None
+    data_here: bool = True  # False: a corpus that cannot be had here is the worker's business
 
 
 @dataclass
@@ -92,8 +99,8 @@ def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Pro
     Raises InputError with everything that is wrong in the entries.
     """
     problems = Problems(name)
-    configs: dict[str, tuple[Config, list[tuple[int, str, str]]]] = {}
-    firsts: dict[int, Config] = {}  # number of an entry -> its config, where no entry before has the same
+    configs: dict[str, tuple[Config, Entry, list[tuple[int, str, str]]]] = {}
+    firsts: dict[int, tuple[Config, Entry]] = {}  # by number: those that no entry before has the same config as
     for number, entry in enumerate(progress(entries), start=1):
         config, sentences = check(origin.config, entry.values)
         for sentence in sentences:
@@ -101,13 +108,13 @@ def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Pro
         if config is not None:
             key = fingerprint(origin.family, config)
             if key not in configs:
-                configs[key], firsts[number] = (config, []), config
-            parents = configs[key][1]
+                configs[key], firsts[number] = (config, entry, []), (config, entry)
+            parents = configs[key][2]
             parents += [parent for parent in entry.parents if parent not in parents]
     data = _datasets(firsts, problems)
     if problems.found:
         raise InputError(problems.lines(len(entries)))
-    runs = [_new_run(origin.family, key, config, tuple(parents)) for key, (config, parents) in configs.items()]
+    runs = [_new_run(origin.family, key, config, entry, tuple(of)) for key, (config, entry, of) in configs.items()]
     return NewStage(
         name=name,
         family=origin.family,
@@ -124,17 +131,21 @@ def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Pro
     )
 
 
-def _datasets(configs: Mapping[int, Config], problems: Problems) -> dict[str, str]:
+def _datasets(configs: Mapping[int, tuple[Config, Entry]], problems: Problems) -> dict[str, str]:
     found: dict[str, str] = {}
-    for number, config in configs.items():
+    for number, (config, entry) in configs.items():
+        if entry.summary is not None:
+            continue
         try:
             found |= config.datasets()
         except DataError as error:
+            if not entry.data_here:
+                continue
             problems.add(f"{error.message}{f' (hint: {error.hint})' if error.hint else ''}", number)
     return found
 
 
-def _new_run(family: str, key: str, config: Config, parents: tuple[tuple[int, str, str], ...]) -> NewRun:
+def _new_run(family: str, key: str, config: Config, entry: Entry, parents: tuple[tuple[int, str, str], ...]) -> NewRun:
     return NewRun(
         label=config.label(),
         config=to_json(config),
@@ -144,4 +155,32 @@ def _new_run(family: str, key: str, config: Config, parents: tuple[tuple[int, st
         pack_key=config.pack_key(),
         budget=config.steps_total(),
         parents=parents,
+        summary=entry.summary,
+        message=entry.message,
     )
+
+
+# ---------------------------------------------------------------------------------------- changes to a config
+
+
+def parse_changes(changes: Sequence[str], model: type[Config]) -> dict[str, Any]:
+    """ "steps=50000" as a field and its value: JSON where it is JSON, else a word. Raises InputError."""
+    types = field_types(model)
+    found: dict[str, Any] = {}
+    problems = []
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals or not name.strip():
+            problems.append(f"--set {change}: not of the form key=value")
+            continue
+        found[name.strip()] = text if types.get(name.strip()) == "str" else _value(text)
+    if problems:
+        raise InputError(problems, "--set steps=50000")
+    return found
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -3,11 +3,13 @@
     loss<1.9 and n_layers>=2 and not use_output_gate
     label ~ "lstm_5s5a*" and state in (done, failed)
     mean(loss) < 1.7 and n(loss) >= 3
+    val_loss@5000 < 2
 
-A name is a run column, else a config field, else a summary metric; `config.x` and `summary.x` say which.
-Words are bare or in quotes of either kind, without escapes. `~` matches a glob pattern. `<` compares numbers only,
-with a number or with another name (`steps_done < budget`). mean, median, std, min, max and n are over the runs of the
-same stage and group. A comparison with null is neither true nor false, and `not` leaves it so: such a run is not found.
+A name is a run column, else a config field, else a summary metric; `config.x` and `summary.x` say which. `tag = good`
+holds for a run that has that tag among others; `val_loss@5000` is that point of its curve. Words are bare or in quotes
+of either kind, without escapes. `~` matches a glob pattern. `<` compares numbers only, with a number or with another
+name (`steps_done < budget`). mean, median, std, min, max and n are over the runs of the same stage and group. A
+comparison with null is neither true nor false, and `not` leaves it so: such a run is not found.
 
 Nothing of the text reaches the SQL but names that are known; values are bound parameters.
 """
@@ -50,6 +52,7 @@ COLUMNS = {
     "loss": "float",
     "cause": "str",
     "message": "str",
+    "note": "str",
     "created_at": "float",
     "started_at": "float",
     "ended_at": "float",
@@ -63,6 +66,7 @@ _KEYWORDS = ("and", "or", "not", "in")
 _COMPARISONS = ("=", "==", "!=", "<", "<=", ">", ">=")
 _FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _INSTEAD = {"&": "and", "&&": "and", "|": "or", "||": "or", "!": "not", "<>": "!=", "=<": "<=", "=>": ">=", "=~": "~"}
+TAG = "tag"  # a run has any number of them
 _NUMBERS = ("int", "float")
 _NEEDS = {"bool": "true or false", "int": "a number", "float": "a number"}  # anything else is text
 _NOTHING = "NULL"  # stands where a problem was noted, so that the rest is still checked
@@ -95,6 +99,29 @@ def compile(text: str, scope: Scope) -> Condition:
     if compiler.problems:
         raise _error(text, compiler.problems)
     return Condition(sql, compiler.params)
+
+
+def mentions(text: str, name: str) -> bool:
+    """Whether a filter asks about a name. Raises InputError for one that is not a filter."""
+    return name in set(_names(_Parser(text).tree()))
+
+
+def _names(node: Any) -> Iterator[str]:
+    """The words of a tree that stand where a name stands."""
+    match node:
+        case _Junction(_, items):
+            for item in items:
+                yield from _names(item)
+        case _Not(item):
+            yield from _names(item)
+        case _Compare(left, _, right):
+            yield from (*_names(left), *_names(right))
+        case _Flag(operand) | _Match(operand) | _Among(operand):
+            yield from _names(operand)
+        case _Aggregate(_, token) | _Point(token):
+            yield from _names(token)
+        case _Token("word", word):
+            yield word
 
 
 # ------------------------------------------------------------------------------------------------ errors
@@ -212,7 +239,17 @@ class _Aggregate:
         return self.function.at
 
 
-_Operand = _Token | _Aggregate
+@dataclass(frozen=True)
+class _Point:  # val_loss@5000
+    name: _Token
+    step: _Token
+
+    @property
+    def at(self) -> int:
+        return self.name.at
+
+
+_Operand = _Token | _Aggregate | _Point
 
 
 @dataclass(frozen=True)
@@ -375,13 +412,22 @@ class _Parser:
     def _operand(self, what: str) -> _Operand:
         if self.token.kind == "word" and self.tokens[self.here + 1].kind == "(":
             return self._aggregate()
-        return self._value(what)
+        value = self._need(what, "word", "number", "quoted")
+        if self.token.kind != "@":
+            return value
+        self._need("`@`", "@")
+        step = self._need("a step", "number")
+        if value.kind == "number" or not re.fullmatch("[0-9_]{1,18}", step.text):
+            message = "a point of a curve is a metric and a step, as in val_loss@5000"
+            raise self._wrong(value, message, "a word that has @ in it goes in quotes")
+        return _Point(value, step)
 
     def _value(self, what: str) -> _Token:
         value = self._need(what, "word", "number", "quoted")
         if self.token.kind == "@":
-            message = "name@step (a point of a curve) is not supported yet"
-            raise self._wrong(self.token, message, "a word that has @ in it goes in quotes")
+            raise self._wrong(
+                self.token, "a point of a curve cannot stand here", "a word that has @ in it goes in quotes"
+            )
         return value
 
     def _values(self) -> tuple[_Token, ...]:
@@ -464,21 +510,24 @@ class _Compiler:
             left, operator, right = right, _FLIPPED.get(operator, operator), left
         term = self._term(left)
         if term is None:
-            if isinstance(right, _Aggregate):
+            if not isinstance(right, _Token):
                 self._term(right)  # for its problems
             return _NOTHING
         if operator in _FLIPPED and not term.is_number:
             return self._note(node.operator, f"{node.operator.text} compares numbers; {term.need}")
+        if term.type == TAG:
+            has = self._tagged("=", self._other(term, right))
+            return f"NOT {has}" if operator == "!=" else has
         return f"{term.sql} {'=' if operator == '==' else operator} {self._other(term, right)}"
 
     def _match(self, node: _Match) -> str:
         term = self._term(node.left)
         if term is None:
             return _NOTHING
-        if term.type not in ("str", "state"):
+        if term.type not in ("str", "state", TAG):
             return self._note(node.operator, f"{node.operator.text} compares text; {term.need}")
         pattern = self._literal(_Term(term.name, term.sql, "str"), node.pattern)
-        glob = f"{term.sql} GLOB {pattern}"
+        glob = self._tagged("GLOB", pattern) if term.type == TAG else f"{term.sql} GLOB {pattern}"
         return f"NOT ({glob})" if node.operator.kind == "!~" else glob
 
     def _among(self, node: _Among) -> str:
@@ -486,13 +535,20 @@ class _Compiler:
         if term is None:
             return _NOTHING
         values = ", ".join(self._literal(term, value) for value in node.values)
+        if term.type == TAG:
+            has = self._tagged("IN", f"({values})")
+            return f"NOT {has}" if node.negated else has
         return f"{term.sql} {'NOT IN' if node.negated else 'IN'} ({values})"
+
+    @staticmethod
+    def _tagged(operator: str, value: str) -> str:
+        return f"EXISTS (SELECT 1 FROM tags WHERE tags.run_id = runs.id AND tags.tag {operator} {value})"
 
     # both sides of a condition
 
     def _other(self, term: _Term, operand: _Operand) -> str:
         """What a term is compared with. A bare word is a name beside a number, else a value."""
-        if isinstance(operand, _Aggregate):
+        if not isinstance(operand, _Token):
             other = self._term(operand)
         elif term.is_number and operand.kind == "word":
             other = self._name(operand, "runs", "neither a number nor a name")
@@ -516,10 +572,22 @@ class _Compiler:
     def _term(self, operand: _Operand) -> _Term | None:
         if isinstance(operand, _Aggregate):
             return self._over_group(operand)
+        if isinstance(operand, _Point):
+            return self._of_curve(operand)
         if operand.kind == "word":
             return self._name(operand, "runs")
         self._note(operand, f"a name was expected, {operand.shown} is a value")
         return None
+
+    def _of_curve(self, point: _Point) -> _Term | None:
+        name, step = point.name.text, int(point.step.text)
+        if name not in self.scope.metrics:
+            self._note(point.name, f"no such metric: {name}", nearest(name, self.scope.metrics))
+            return None
+        sql = f"""(SELECT point.value FROM point JOIN metrics ON metrics.id = point.metric_id
+                   WHERE point.run_id = runs.id AND metrics.name = {self._bind(name)}
+                   AND point.step = {self._bind(step)})"""
+        return _Term(f"{name}@{step}", sql, "float")
 
     def _over_group(self, aggregate: _Aggregate) -> _Term | None:
         word = aggregate.function.text.lower()
@@ -540,6 +608,8 @@ class _Compiler:
         name = token.text
         if name in COLUMNS:
             return _Term(name, f"{table}.{name}", "state" if name == "state" else COLUMNS[name])
+        if name == TAG:
+            return _Term(name, _NOTHING, TAG)
         places = self._places(name)
         if len(places) > 1:
             message = f"{name} is both a config field and a summary metric"
@@ -563,7 +633,7 @@ class _Compiler:
         if key and prefix in ("config", "summary"):
             keys = self.scope.fields if prefix == "config" else self.scope.metrics
             return nearest(name, [f"{prefix}.{known}" for known in keys])
-        return nearest(name, {*COLUMNS, *self.scope.fields, *self.scope.metrics})
+        return nearest(name, {*COLUMNS, TAG, *self.scope.fields, *self.scope.metrics})
 
     def _inside(self, name: str, table: str, column: str, key: str) -> _Term:
         """A value inside a JSON column. Nested config fields are nested objects; a metric's name may have dots."""
@@ -581,7 +651,8 @@ class _Compiler:
         return f":{name}"
 
     def _note(self, operand: _Operand, message: str, hint: str | None = None) -> str:
-        word = operand.shown if isinstance(operand, _Token) else operand.function.text
+        token = operand.function if isinstance(operand, _Aggregate) else operand
+        word = token.shown if isinstance(token, _Token) else token.name.shown
         self.problems[_Problem(operand.at, message, hint, word)] = None
         return _NOTHING
 

@@ -16,12 +16,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unicodedata import category
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, bindparam, text
 
 from rnnq import db, host
 from rnnq.errors import DatabaseError, InputError, LeaseLost
@@ -321,17 +321,35 @@ def _write_lineage(connection: Connection, stage: str, run: NewRun) -> None:
         connection.execute(text(sql), values)
 
 
+_OF_RUNS = (("point", "run_id"), ("attempts", "run_id"), ("artifacts", "run_id"), ("tags", "run_id"),
+            ("lineage", "child"), ("lineage", "parent"))  # fmt: skip
+
+
 def _remove_intake(engine: Engine, intake: int) -> None:
-    """Take back an intake that was never completed, by chunks. Its runs were never seen, so they have no children."""
-    sql = "DELETE FROM runs WHERE id IN (SELECT id FROM runs WHERE intake = :id LIMIT :chunk)"
+    """Take back an open intake by chunks: one that was never completed, or one of a stage that is being deleted."""
+    chunk = 100  # runs; some have thousands of points
     while True:
+        began = time.monotonic()
         with db.transaction(engine) as connection:
             if connection.execute(text("SELECT complete FROM intakes WHERE id = :id"), {"id": intake}).scalar():
                 return
-            if connection.execute(text(sql), {"id": intake, "chunk": CHUNK}).rowcount == 0:
+            if not _remove_runs(connection, intake, chunk):
                 connection.execute(text("DELETE FROM intakes WHERE id = :id"), {"id": intake})
                 return
+        took = time.monotonic() - began
+        chunk = min(CHUNK, chunk * 2) if took < 0.1 else max(1, chunk // 2) if took > 0.3 else chunk
         time.sleep(0.02)
+
+
+def _remove_runs(connection: Connection, intake: int, limit: int) -> int:
+    sql = "SELECT id FROM runs WHERE intake = :id LIMIT :limit"
+    runs = connection.execute(text(sql), {"id": intake, "limit": limit}).scalars().all()
+    connection.execute(text(f"UPDATE intakes SET beat_at = {db.NOW} WHERE id = :id"), {"id": intake})
+    if runs:
+        for table, column in (*_OF_RUNS, ("runs", "id")):
+            statement = text(f"DELETE FROM {table} WHERE {column} IN :runs")
+            connection.execute(statement.bindparams(bindparam("runs", list(runs), expanding=True)))
+    return len(runs)
 
 
 # ------------------------------------------------------------------------------------------------------- workers
@@ -371,6 +389,26 @@ def beat(engine: Engine, worker: str, held: Iterable[tuple[int, int]], now: floa
         values |= {"worker": worker, "now": db.clock(connection, now)}
         connection.execute(text(alive), {"worker": worker, "now": values["now"]})
         return {row.id: row.wish or "" for row in connection.execute(text(renew), values).all()}
+
+
+def ask_to_leave(engine: Engine, worker: str, wish: str) -> bool:
+    """Ask a live worker to leave: "stop" at once, with its run given back, or "drain" after the run at hand.
+
+    It hears of it at its next beat. False when it does not live.
+    """
+    with db.transaction(engine) as connection:
+        sql = "UPDATE workers SET wish = :wish WHERE id = :id AND state = 'live'"
+        found = connection.execute(text(sql), {"id": worker, "wish": wish}).rowcount == 1
+        if found:
+            _log(connection, wish, {"worker": worker})
+        return found
+
+
+def asked_to_leave(engine: Engine, worker: str) -> str | None:
+    """What was asked of a worker: "stop", "drain", or nothing."""
+    with db.reading(engine) as connection:
+        found = connection.execute(text("SELECT wish FROM workers WHERE id = :id"), {"id": worker}).scalar()
+    return None if found is None else str(found)
 
 
 # --------------------------------------------------------------------------------------------------------- claim
@@ -593,7 +631,16 @@ def record(
             values |= {"checkpoint": _dump(dict(checkpoint)), "pack_key": claim.pack_key}
         _write(connection, claim, changes, values)
         _insert_points(connection, claim.run, points)
-        return sorted(before - _files(connection, claim.run))
+        return _let_go(connection, claim.run, before)
+
+
+def _let_go(connection: Connection, run: int, before: set[str]) -> list[str]:
+    """The files that the row named and names no longer. Those of an earlier end are no artifacts any more."""
+    gone = sorted(before - _files(connection, run))
+    sql = "DELETE FROM artifacts WHERE run_id = :run AND path = :path"
+    for path in gone:
+        connection.execute(text(sql), {"run": run, "path": path})
+    return gone
 
 
 def _files(connection: Connection, run: int) -> set[str]:
@@ -620,7 +667,8 @@ def finish(
     with db.transaction(engine) as connection:
         before = _files(connection, claim.run)
         changes = "steps_done = :step, summary = :summary, loss = :loss, checkpoint_prev = NULL, lost = 0"
-        values = {"step": step, "summary": clean_summary(summary), "loss": _loss(summary, primary)}
+        ended_with = clean_summary(summary)
+        values = {"step": step, "summary": ended_with, "loss": _loss(summary, primary)}
         files = {"checkpoint": checkpoint, "checkpoint_best": best}
         kept = {name: saved for name, saved in files.items() if saved is not None}
         for name, saved in kept.items():
@@ -630,8 +678,8 @@ def finish(
         _insert_points(connection, claim.run, points)
         for name, saved in kept.items():
             _insert_artifact(connection, claim.run, name, saved)
-        _end_attempt(connection, claim, "done", step)
-        return sorted(before - _files(connection, claim.run))
+        _end_attempt(connection, claim, "done", step, summary=ended_with)
+        return _let_go(connection, claim.run, before)
 
 
 def _insert_artifact(connection: Connection, run: int, kind: str, saved: Saved) -> None:
@@ -652,12 +700,22 @@ def fail(engine: Engine, claim: Claim, cause: str, message: str, trace: str = ""
         _end_attempt(connection, claim, "failed", None, cause, message, clean_text(trace))
 
 
-def release(engine: Engine, claim: Claim, message: str = "") -> None:
-    """Give the run back uncounted: it is pending again, with its checkpoints. Raises LeaseLost."""
+def release(engine: Engine, claim: Claim, message: str = "") -> str:
+    """Give the run back uncounted, with its checkpoints: it is pending again, or cancelled where that was wished.
+
+    Returns its new state. Raises LeaseLost.
+    """
     with db.transaction(engine) as connection:
-        _write(connection, claim, "state = 'pending', worker = NULL, lease_until = NULL, wish = NULL", {})
-        _end_attempt(connection, claim, "released", None, "preempted", clean_text(message))
+        sql = "SELECT wish FROM runs WHERE id = :run"
+        if connection.execute(text(sql), {"run": claim.run}).scalar() == "cancel":
+            state, ended, cause = "cancelled", "cancelled", None
+            _end(connection, claim, state, "message = NULL", {})
+        else:
+            state, ended, cause = "pending", "released", "preempted"
+            _write(connection, claim, "state = 'pending', worker = NULL, lease_until = NULL, wish = NULL", {})
+        _end_attempt(connection, claim, ended, None, cause, clean_text(message))
         _back_to_checkpoint(connection, claim.run)
+    return state
 
 
 def _back_to_checkpoint(connection: Connection, run: int) -> None:
@@ -680,12 +738,13 @@ def _end_attempt(
     cause: str | None = None,
     message: str | None = None,
     trace: str | None = None,
+    summary: str | None = None,
 ) -> None:
     sql = f"""UPDATE attempts SET ended = :ended, ended_at = {db.NOW}, cause = :cause, traceback = :trace,
-                     message = coalesce(:message, message),
+                     message = coalesce(:message, message), summary = :summary,
                      step_to = coalesce(:step, (SELECT steps_done FROM runs WHERE id = :run))
               WHERE run_id = :run AND attempt = :attempt"""
-    values = {"ended": ended, "cause": cause, "message": message, "trace": trace, "step": step}
+    values = {"ended": ended, "cause": cause, "message": message, "trace": trace, "step": step, "summary": summary}
     connection.execute(text(sql), values | {"run": claim.run, "attempt": claim.attempt})
 
 
@@ -694,7 +753,7 @@ def _end_attempt(
 
 @dataclass(frozen=True)
 class Reaped:
-    """A run taken from a worker that no longer beats, and what became of it: pending, or failed."""
+    """A run taken from a worker that no longer beats, and what became of it: pending, failed, or cancelled."""
 
     run: int
     attempt: int
@@ -734,7 +793,7 @@ def _gone_workers(connection: Connection) -> list[str]:
 def _take_back(engine: Engine, gone: list[str], by_clock: bool, now: float | None) -> list[Reaped]:
     with db.transaction(engine) as connection:
         moment = db.clock(connection, now)
-        sql = "SELECT id, attempt, worker, lost, lease_until FROM runs WHERE state = 'running' AND "
+        sql = "SELECT id, attempt, worker, lost, lease_until, wish FROM runs WHERE state = 'running' AND "
         rows = [
             row
             for worker in gone
@@ -757,8 +816,10 @@ def _take_back(engine: Engine, gone: list[str], by_clock: bool, now: float | Non
 def _lose(connection: Connection, row: Any, now: float, gone: bool) -> Reaped:
     why = "its process is gone" if gone else f"no heartbeat; the lease ended {now - row.lease_until:.1f} s before"
     message = f"worker {row.worker} was lost: {why}"
-    failed = row.lost + 1 >= LOST_LIMIT
-    if failed:
+    if row.wish == "cancel":
+        state = "cancelled"
+        changes = "ended_at = :now, message = :message"
+    elif row.lost + 1 >= LOST_LIMIT:
         state = "failed"
         changes = "failures = failures + 1, ended_at = :now, cause = 'lost', message = :message"
         message = f"lost {row.lost + 1} times in a row without a new checkpoint; last: {message}"
@@ -768,7 +829,7 @@ def _lose(connection: Connection, row: Any, now: float, gone: bool) -> Reaped:
     # without a pack key the run is next claimed alone: what killed its worker shall not take pack mates along
     sql = f"""UPDATE runs SET state = :state, worker = NULL, lease_until = NULL, wish = NULL, lost = lost + 1,
                      pack_key = NULL, {changes} WHERE id = :run"""
-    values = {"state": state, "run": row.id, "message": message, **({"now": now} if failed else {})}
+    values = {"state": state, "run": row.id, "message": message, **({"now": now} if state != "pending" else {})}
     connection.execute(text(sql), values)
     sql = """UPDATE attempts SET ended = 'lost', ended_at = :now, cause = 'lost', message = :message,
                     step_to = (SELECT steps_done FROM runs WHERE id = :run)
@@ -776,3 +837,221 @@ def _lose(connection: Connection, row: Any, now: float, gone: bool) -> Reaped:
     connection.execute(text(sql), {"now": now, "message": message, "run": row.id, "attempt": row.attempt})
     _back_to_checkpoint(connection, row.id)
     return Reaped(row.id, row.attempt, row.worker, state)
+
+
+# ------------------------------------------------------------------------------------------------------ steering
+
+
+def retry(engine: Engine, runs: Sequence[int]) -> list[int]:
+    """Failed, cancelled and skipped runs are pending again, and go on from their checkpoints. Returns which."""
+    changes = """state = 'pending', ended_at = NULL, cause = NULL, message = NULL, wake_at = NULL, lost = 0,
+                 steps_done = coalesce(json_extract(checkpoint, '$.step'), 0)"""
+    return _steer(engine, "retry", runs, changes, "state IN ('failed', 'cancelled', 'skipped')")
+
+
+def cancel(engine: Engine, runs: Sequence[int], at_once: bool = False) -> tuple[list[int], list[int]]:
+    """Open runs are cancelled. Returns those that are, and the running ones whose workers were asked to.
+
+    Such a worker checkpoints first, at its next beat; `at_once` takes the run from it without that.
+    """
+    ended: list[int] = []
+    asked: list[int] = []
+    for chunk in _chunks(runs):
+        with db.transaction(engine) as connection:
+            waiting = "state IN ('waiting', 'pending')"
+            changes = f"state = 'cancelled', ended_at = {db.NOW}, wake_at = NULL, cause = NULL, message = NULL"
+            ended_here = _change(connection, changes, waiting, chunk)
+            if at_once:
+                ended_here += _fence(connection, chunk)
+                asked_here = []
+            else:
+                asked_here = _change(connection, "wish = 'cancel'", "state = 'running'", chunk)
+            _log(connection, "cancel", {"runs": sorted(ended_here + asked_here), "at_once": at_once})
+        ended += ended_here
+        asked += asked_here
+    return sorted(ended), asked
+
+
+def _fence(connection: Connection, runs: Sequence[int]) -> list[int]:
+    """Take running runs from their workers, whose next write finds that they are no longer theirs."""
+    sql = f"""UPDATE attempts SET ended = 'cancelled', ended_at = {db.NOW}, message = 'cancelled at once',
+                     step_to = (SELECT steps_done FROM runs WHERE id = run_id)
+              WHERE (run_id, attempt) IN (SELECT id, attempt FROM runs WHERE state = 'running' AND id IN :runs)"""
+    connection.execute(text(sql).bindparams(bindparam("runs", list(runs), expanding=True)))
+    changes = f"state = 'cancelled', ended_at = {db.NOW}, worker = NULL, lease_until = NULL, wish = NULL"
+    return _change(connection, changes, "state = 'running'", runs)
+
+
+def extend(engine: Engine, budgets: Mapping[int, int]) -> list[int]:
+    """Finished runs are pending again with a larger budget, and go on from their last checkpoint. Returns which.
+
+    What each earlier end came to stays with its attempt.
+    """
+    changes = """state = 'pending', budget = :budget, ended_at = NULL, message = NULL, lost = 0,
+                 steps_done = coalesce(json_extract(checkpoint, '$.step'), 0)"""
+    guard = "id = :run AND state = 'done' AND budget < :budget AND checkpoint IS NOT NULL"
+    kept = """UPDATE attempts SET summary = (SELECT summary FROM runs WHERE id = run_id)
+              WHERE run_id = :run AND attempt = (SELECT attempt FROM runs WHERE id = :run) AND summary IS NULL"""
+    found: list[int] = []
+    for chunk in _chunks(list(budgets)):
+        with db.transaction(engine) as connection:
+            extended = {}
+            for run in chunk:
+                values = {"run": run, "budget": budgets[run]}
+                connection.execute(text(kept), {"run": run})
+                if connection.execute(text(f"UPDATE runs SET {changes} WHERE {guard}"), values).rowcount:
+                    extended[run] = budgets[run]
+            _log(connection, "extend", {"runs": extended})
+        found += extended
+    return found
+
+
+def prioritise(engine: Engine, runs: Sequence[int], priority: int) -> list[int]:
+    """Open runs get a priority: of those that are pending, the highest is claimed first. Returns which changed."""
+    guard = "state IN ('waiting', 'pending', 'running') AND priority != :priority"
+    return _steer(engine, "priority", runs, "priority = :priority", guard, {"priority": priority})
+
+
+def note(engine: Engine, runs: Sequence[int], words: str) -> list[int]:
+    """What a person says of runs; nothing takes a note away. Returns which changed."""
+    values = {"note": clean_text(words) or None}
+    return _steer(engine, "note", runs, "note = :note", "coalesce(note, '') != coalesce(:note, '')", values)
+
+
+def tag(engine: Engine, runs: Sequence[int], name: str) -> list[int]:
+    """Give runs a tag; returns those that did not have it."""
+    sql = """INSERT INTO tags (run_id, tag) SELECT id, :tag FROM runs WHERE id IN :runs ON CONFLICT DO NOTHING
+             RETURNING run_id AS id"""
+    return _mark(engine, "tag", sql, runs, name)
+
+
+def untag(engine: Engine, runs: Sequence[int], name: str) -> list[int]:
+    """Take a tag away; returns the runs that had it."""
+    sql = "DELETE FROM tags WHERE tag = :tag AND run_id IN :runs RETURNING run_id AS id"
+    return _mark(engine, "untag", sql, runs, name)
+
+
+def _mark(engine: Engine, verb: str, sql: str, runs: Sequence[int], name: str) -> list[int]:
+    found: list[int] = []
+    for chunk in _chunks(runs):
+        with db.transaction(engine) as connection:
+            statement = text(sql).bindparams(bindparam("runs", chunk, expanding=True))
+            changed = sorted(row.id for row in connection.execute(statement, {"tag": name}).all())
+            _log(connection, verb, {"tag": name, "runs": changed})
+        found += changed
+    return found
+
+
+def pause(engine: Engine, stage: str) -> list[int]:
+    """No run of the stage is claimed any more; those that run are to be given back. Returns these."""
+    with db.transaction(engine) as connection:
+        connection.execute(text("UPDATE stages SET paused = :yes WHERE name = :stage"), {"stage": stage, "yes": True})
+        sql = """UPDATE runs SET wish = 'pause' WHERE stage = :stage AND state = 'running' AND wish IS NULL
+                 AND intake IN (SELECT id FROM intakes WHERE stage = :stage) RETURNING id"""
+        asked = [row.id for row in connection.execute(text(sql), {"stage": stage}).all()]
+        _log(connection, "pause", {"stage": stage})
+        return sorted(asked)
+
+
+def resume(engine: Engine, stage: str) -> None:
+    """The runs of the stage may be claimed again; a wish to pause that no worker has heard yet is taken back."""
+    with db.transaction(engine) as connection:
+        connection.execute(text("UPDATE stages SET paused = :no WHERE name = :stage"), {"stage": stage, "no": False})
+        sql = """UPDATE runs SET wish = NULL WHERE stage = :stage AND state = 'running' AND wish = 'pause'
+                 AND intake IN (SELECT id FROM intakes WHERE stage = :stage)"""
+        connection.execute(text(sql), {"stage": stage})
+        _log(connection, "resume", {"stage": stage})
+
+
+def _steer(
+    engine: Engine, verb: str, runs: Sequence[int], changes: str, guard: str, values: Mapping[str, Any] | None = None
+) -> list[int]:
+    found: list[int] = []
+    for chunk in _chunks(runs):
+        with db.transaction(engine) as connection:
+            changed = _change(connection, changes, guard, chunk, values)
+            _log(connection, verb, {"runs": changed, **(values or {})})
+        found += changed
+    return found
+
+
+def _change(
+    connection: Connection, changes: str, guard: str, runs: Sequence[int], values: Mapping[str, Any] | None = None
+) -> list[int]:
+    """Change those of the runs that are as the guard says; returns their ids."""
+    statement = text(f"UPDATE runs SET {changes} WHERE id IN :runs AND {guard} RETURNING id")
+    statement = statement.bindparams(bindparam("runs", list(runs), expanding=True))
+    return sorted(row.id for row in connection.execute(statement, dict(values or {})).all())
+
+
+def _chunks(runs: Sequence[int]) -> Iterator[list[int]]:
+    """Parts that are each changed in one transaction, so that nobody's heartbeat waits long."""
+    ordered = sorted(set(runs))
+    for start in range(0, len(ordered), CHUNK):
+        if start:
+            time.sleep(0.02)
+        yield ordered[start : start + CHUNK]
+
+
+def _log(connection: Connection, verb: str, detail: Mapping[str, Any]) -> None:
+    """What a person has changed stays on record; where nothing changed there is nothing to say."""
+    if detail.get("runs") in ([], {}):
+        return
+    sql = f"""INSERT INTO changes (at, verb, detail, host, command_line)
+              VALUES ({db.NOW}, :verb, :detail, :host, :line)"""
+    values = {"verb": verb, "detail": _dump(dict(detail)), "host": host.name(), "line": host.command_line()}
+    connection.execute(text(sql), values)
+
+
+# ------------------------------------------------------------------------------------------------- whole stages
+
+
+def rename(engine: Engine, stage: str, to: str) -> None:
+    """Give a stage another name. Raises InputError when that is taken, and while a run of the stage is running: the
+    workers that are bound to it by its name would find nothing more to do.
+    """
+    with db.transaction(engine) as connection:
+        # the rows of the stage and those that name it change together: they are compared at the end
+        connection.execute(text("PRAGMA defer_foreign_keys = ON"))
+        if connection.execute(text("SELECT 1 FROM stages WHERE name = :to"), {"to": to}).first():
+            raise InputError(f"there is a stage {to} already", "give it another name")
+        _refuse_running(connection, stage)
+        sql = """UPDATE stages SET name = :to, defined_as = nullif(coalesce(defined_as, name), :to)
+                 WHERE name = :stage"""
+        connection.execute(text(sql), {"stage": stage, "to": to})
+        for table in ("intakes", "runs", "gates"):
+            connection.execute(text(f"UPDATE {table} SET stage = :to WHERE stage = :stage"), {"stage": stage, "to": to})
+        _log(connection, "rename", {"stage": stage, "to": to})
+
+
+def delete(engine: Engine, stage: str) -> list[int]:
+    """Delete a stage and all its rows; returns the ids of its runs, whose files nobody names any more.
+
+    It is gone for every reader at once; its rows follow by chunks, so that nobody's heartbeat waits. One that was
+    interrupted is ended by the next. Raises InputError while any of its runs is running.
+    """
+    with db.transaction(engine) as connection:
+        _refuse_running(connection, stage)
+        sql = f"""UPDATE intakes SET complete = :no, removing = :yes, host = :host, pid = :pid, pid_start = :start,
+                         beat_at = {db.NOW} WHERE stage = :stage RETURNING id"""
+        rows = connection.execute(text(sql), {"stage": stage, "no": False, "yes": True, **_me()}).all()
+        found = connection.execute(text("SELECT id FROM runs WHERE stage = :stage"), {"stage": stage}).scalars().all()
+        _log(connection, "delete", {"stage": stage, "runs": len(found), "first": min(found, default=None)})
+    for row in rows:
+        _remove_intake(engine, row.id)
+    with db.transaction(engine) as connection:
+        for table, name in (("gates", "stage"), ("stages", "name")):
+            unused = "NOT EXISTS (SELECT 1 FROM intakes WHERE intakes.stage = :stage)"
+            connection.execute(text(f"DELETE FROM {table} WHERE {name} = :stage AND {unused}"), {"stage": stage})
+    return sorted(int(run) for run in found)
+
+
+def _refuse_running(connection: Connection, stage: str) -> None:
+    sql = "SELECT id, worker FROM runs WHERE stage = :stage AND state = 'running' ORDER BY id"
+    running = connection.execute(text(sql), {"stage": stage}).all()
+    if running:
+        who = ", ".join(f"run {row.id} by {row.worker}" for row in running[:3])
+        more = f" and {len(running) - 3} more" if len(running) > 3 else ""
+        raise InputError(f"stage {stage} is running: {who}{more}", f"`rnnq pause {stage}`, and wait for its workers")
+    if any(alive for _, alive in _rivals(connection, stage)):
+        raise DatabaseError(f"stage {stage} is being added to, or deleted", "try again when that is done")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, bindparam, text
 
 from rnnq import db, query
 from rnnq.errors import InputError, nearest
@@ -28,6 +29,7 @@ class StageInfo:
     fields: dict[str, str]  # config field -> type
     metrics: list[dict[str, Any]]  # name, unit, better, primary
     seed_fields: list[str]
+    defined_as: str | None = None  # its name in the definition file, where it was renamed
 
     @property
     def primary(self) -> str:
@@ -54,8 +56,8 @@ def stage_info(engine: Engine, name: str) -> StageInfo:
 
 def stage_infos(engine: Engine) -> dict[str, StageInfo]:
     """Every stage that has runs, oldest first."""
-    sql = """SELECT name, family, family_in_source, has_rule, source, source_sha256, fields, metrics, seed_fields
-             FROM stages WHERE EXISTS (SELECT 1 FROM intakes WHERE stage = stages.name AND complete)
+    sql = """SELECT name, family, family_in_source, has_rule, source, source_sha256, fields, metrics, seed_fields,
+                    defined_as FROM stages WHERE EXISTS (SELECT 1 FROM intakes WHERE stage = stages.name AND complete)
              ORDER BY created_at, name"""
     with db.reading(engine) as connection:
         rows = connection.execute(text(sql)).all()
@@ -106,12 +108,58 @@ def find(
     sql = f"""SELECT runs.* FROM runs JOIN intakes ON intakes.id = runs.intake AND intakes.complete
               WHERE (:stage IS NULL OR runs.stage = :stage) AND (:state IS NULL OR runs.state = :state)
               AND ({condition.sql}) ORDER BY runs.id"""
+    with _sized(filter), db.reading(engine) as connection:
+        rows = connection.execute(text(sql), {"stage": stage, "state": state, **condition.params}).all()
+        tags = _tags(connection)
+    return [_parsed(row) | {"tags": tags.get(row.id, [])} for row in rows]
+
+
+@contextmanager
+def _sized(filter: str | None) -> Iterator[None]:
     try:
-        with db.reading(engine) as connection:
-            rows = connection.execute(text(sql), {"stage": stage, "state": state, **condition.params}).all()
+        yield
     except OverflowError as error:
         raise InputError(f"a number in {filter!r} is too large for the database") from error
-    return [_parsed(row) for row in rows]
+
+
+def _tags(connection: Connection, run: int | None = None) -> dict[int, list[str]]:
+    """The tags of each run that has some."""
+    found: dict[int, list[str]] = {}
+    sql = "SELECT run_id, tag FROM tags WHERE :run IS NULL OR run_id = :run ORDER BY run_id, tag"
+    for row in connection.execute(text(sql), {"run": run}):
+        found.setdefault(row.run_id, []).append(row.tag)
+    return found
+
+
+def pick(engine: Engine, ids: Sequence[int], stage: str | None = None, filter: str | None = None) -> list[Any]:
+    """The runs that are named by their ids, or that a filter selects: id, stage, label, state and a little more.
+
+    Raises InputError for a stage, a filter or ids that are unknown.
+    """
+    if ids:
+        return _named(engine, ids)
+    if stage is not None:
+        stage_info(engine, stage)
+    condition = compile_filter(engine, stage, filter)
+    sql = f"""{_PICKED} WHERE (:stage IS NULL OR runs.stage = :stage) AND ({condition.sql}) ORDER BY runs.id"""
+    with _sized(filter), db.reading(engine) as connection:
+        return list(connection.execute(text(sql), {"stage": stage, **condition.params}))
+
+
+_PICKED = """SELECT runs.id, runs.stage, runs.label, runs.state, runs.priority, runs.budget, runs.steps_done, runs.note,
+                    runs.checkpoint IS NOT NULL AS has_checkpoint
+             FROM runs JOIN intakes ON intakes.id = runs.intake AND intakes.complete"""
+
+
+def _named(engine: Engine, ids: Sequence[int]) -> list[Any]:
+    wanted = sorted(set(ids))
+    with db.reading(engine) as connection:
+        one = text(f"{_PICKED} WHERE runs.id = :run")
+        found = [row for run in wanted for row in connection.execute(one, {"run": run})]
+    missing = [str(run) for run in set(wanted) - {row.id for row in found}]
+    if missing:
+        raise InputError(f"there is no run {', '.join(sorted(missing, key=int))}", "`rnnq ls` lists them")
+    return found
 
 
 def _parsed(row: Any) -> dict[str, Any]:
@@ -120,6 +168,16 @@ def _parsed(row: Any) -> dict[str, Any]:
         if isinstance(values.get(name), str):
             values[name] = json.loads(values[name])
     return values
+
+
+def newest(engine: Engine, limit: int, prefix: str = "") -> list[Any]:
+    """The runs made last, the newest first: id, stage, label, state. With a prefix, those whose id begins with it."""
+    # asked for each run: so SQLite walks back over the ids and stops at the limit, where it would else sort them all
+    sql = """SELECT id, stage, label, state FROM runs WHERE cast(id AS TEXT) LIKE :prefix || '%'
+             AND EXISTS (SELECT 1 FROM intakes WHERE intakes.id = runs.intake AND complete)
+             ORDER BY id DESC LIMIT :limit"""
+    with db.reading(engine) as connection:
+        return list(connection.execute(text(sql), {"limit": limit, "prefix": prefix}))
 
 
 def show(engine: Engine, run: int) -> dict[str, Any]:
@@ -145,6 +203,7 @@ def show(engine: Engine, run: int) -> dict[str, Any]:
                JOIN runs ON runs.id = child WHERE parent = :run ORDER BY child""",
             run,
         )
+        found["tags"] = _tags(connection, run).get(run, [])
         found["artifacts"] = _all(connection, "SELECT * FROM artifacts WHERE run_id = :run ORDER BY id", run)
         points = _all(connection, "SELECT name, step, value FROM points WHERE run_id = :run ORDER BY name, step", run)
     curves: dict[str, list[tuple[int, float | None]]] = {}
@@ -158,18 +217,22 @@ def _all(connection: Connection, sql: str, run: int) -> list[dict[str, Any]]:
     return [_parsed(row) for row in connection.execute(text(sql), {"run": run})]
 
 
-def points(engine: Engine, stage: str, names: Sequence[str]) -> list[tuple[int, str, int, float | None]]:
-    """The curves of a stage: (run, metric, step, value), ordered."""
-    sql = """SELECT point.run_id, metrics.name, point.step, point.value
+def points(
+    engine: Engine, stage: str, names: Sequence[str], ids: Sequence[int] | None = None
+) -> list[tuple[int, str, int, float | None]]:
+    """The curves of a stage, or of some of its runs: (run, metric, step, value), ordered."""
+    some = "" if ids is None else "AND runs.id IN :ids"
+    sql = f"""SELECT point.run_id, metrics.name, point.step, point.value
              FROM runs JOIN point ON point.run_id = runs.id JOIN metrics ON metrics.id = point.metric_id
              WHERE runs.stage = :stage AND metrics.name = :name
-             AND runs.intake IN (SELECT id FROM intakes WHERE stage = :stage AND complete)
+             AND runs.intake IN (SELECT id FROM intakes WHERE stage = :stage AND complete) {some}
              ORDER BY point.run_id, point.step"""
+    query = text(sql) if ids is None else text(sql).bindparams(bindparam("ids", list(ids), expanding=True))
     found: list[tuple[int, str, int, float | None]] = []
     with db.reading(engine) as connection:
         for name in names:
-            rows = connection.execute(text(sql), {"stage": stage, "name": name})
-            found += [(row.run_id, row.name, row.step, row.value) for row in rows]
+            rows = connection.execute(query, {"stage": stage, "name": name})
+            found += map(tuple, rows)  # a row's attributes would take twice the time
     return found
 
 
@@ -185,3 +248,14 @@ def value_of(row: Mapping[str, Any], metric: str, primary: str) -> float | None:
     """A run's metric: the indexed column for the primary one, else what its summary holds."""
     value = row["loss"] if metric == primary else (row["summary"] or {}).get(metric)
     return float(value) if isinstance(value, (int, float)) else None
+
+
+def seconds(engine: Engine, stage: str) -> dict[int, float]:
+    """How long each run of a stage has been trained: seconds, over all its attempts that have ended."""
+    sql = """SELECT attempts.run_id AS run, sum(attempts.ended_at - attempts.started_at) AS seconds
+             FROM runs JOIN attempts ON attempts.run_id = runs.id
+             WHERE runs.stage = :stage AND attempts.ended_at IS NOT NULL
+             AND runs.intake IN (SELECT id FROM intakes WHERE stage = :stage AND complete)
+             GROUP BY attempts.run_id ORDER BY attempts.run_id"""
+    with db.reading(engine) as connection:
+        return {row.run: float(row.seconds) for row in connection.execute(text(sql), {"stage": stage})}

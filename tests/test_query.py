@@ -74,6 +74,9 @@ def database(*rows: dict[str, Any]) -> sqlite3.Connection:
     connection.create_aggregate("std", 1, Std)
     types = {name: SQL_TYPES[kind] for name, kind in COLUMNS.items()} | {"config": "TEXT", "summary": "TEXT"}
     connection.execute(f"CREATE TABLE runs ({', '.join(f'{name} {kind}' for name, kind in types.items())})")
+    connection.execute("CREATE TABLE tags (run_id, tag)")
+    connection.execute("CREATE TABLE metrics (id, name)")
+    connection.execute("CREATE TABLE point (run_id, metric_id, step, value)")
     for row in rows:
         marks = ", ".join("?" * len(row))
         connection.execute(f"INSERT INTO runs ({', '.join(row)}) VALUES ({marks})", list(row.values()))
@@ -435,7 +438,8 @@ def test_a_wrong_name_has_a_caret_under_it_and_the_nearest_name_as_a_hint():
     assert error.exit_code == 2
 
 
-NOT_YET = "name@step (a point of a curve) is not supported yet"
+NOT_HERE = "a point of a curve cannot stand here"
+AS_IN = "a point of a curve is a metric and a step, as in val_loss@5000"
 
 
 @pytest.mark.parametrize(
@@ -488,8 +492,19 @@ NOT_YET = "name@step (a point of a curve) is not supported yet"
         ("mean(5) > 1", 5, "a name was expected, 5 is a value", None),
         ("mean('loss') > 1", 5, 'a name was expected, "loss" is a value', None),
         # not yet
-        ("val_loss@5000 < 2", 8, NOT_YET, "quotes"),
-        ("mean(loss@5) < 2", 9, NOT_YET, "quotes"),
+        ("mean(loss@5) < 2", 9, NOT_HERE, "quotes"),
+        ("label = a@b", 10, "a step was expected here, not b", None),
+        ("val_acc@ < 2", 9, "a step was expected here, not <", None),
+        ("val_acc@1.5 < 2", 0, AS_IN, "quotes"),
+        ("val_acc@-1 < 2", 0, AS_IN, "quotes"),
+        ("5@5 < 2", 0, AS_IN, "quotes"),
+        ("n_layers@5 < 2", 0, "no such metric: n_layers", None),
+        ("state in (a@5)", 11, NOT_HERE, "quotes"),
+        ("val_acc@5", 0, "val_acc@5 is a number: compare it with something", None),
+        ("val_acc@5 = done", 12, "neither a number nor a name: done", None),
+        ("tag", 0, "tag is text: compare it with something", None),
+        ("tag < 5", 4, "< compares numbers; tag is text", None),
+        ("tag = 5", 6, "tag is text, 5 is not", 'write "5"'),
         ("use_gate and all(state = done)", 13, "all(...) is not supported yet", None),
         # syntax
         ("", 0, "the filter is empty", "for example"),
@@ -670,7 +685,7 @@ def test_a_metric_with_a_quote_in_its_name_cannot_be_written():
 
 WORDS_AND_SIGNS = """
     loss label state use_gate n_layers decay model.width config. summary.val_acc val/top-5:all los true done 1 -2
-    1e-3 .5 1e999 lstm* 'a' "b" ' " ( ) , @ ; = == != < <= > >= ~ !~ <> ! && and or not in NOT mean( n( all( mean
+    1e-3 .5 1e999 tag val_acc@5 val_acc@ lstm* 'a' "b" ' " ( ) , @ ; = == != < <= > >= ~ !~ <> ! && and or not in NOT mean( n( all( mean
     std( (done) (1,2) \0 σ -- /*
 """
 PIECES = st.sampled_from(WORDS_AND_SIGNS.split())

@@ -1,4 +1,4 @@
-"""rnnq status, ls, show: what there is."""
+"""rnnq ls, show: what there is."""
 
 from __future__ import annotations
 
@@ -6,73 +6,14 @@ import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
 
 from rnnq.cli import output
-from rnnq.cli.options import DB, Db, Filter, Format, Rows, Stage
+from rnnq.cli.options import DB, Db, Filter, Format, Rows, RunId, Stage
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-
-
-def status(db: Db = DB, stage: Stage = None, format: Rows = Format.table) -> None:
-    """What is pending, running, done and failed; who works; when it ends."""
-    from rnnq import db as database
-    from rnnq import query
-    from rnnq import status as overview
-    from rnnq.errors import InputError, nearest
-
-    engine = database.open(db)
-    stages = overview.stages(engine, stage)
-    if stage is not None and not stages:
-        known = [found.stage for found in overview.stages(engine)]
-        raise InputError(f"there is no stage {stage!r}", nearest(stage, known))
-    workers = overview.workers(engine, stage)
-    failures = overview.failures(engine, stage)
-    if format is Format.json:
-        output.as_json({"stages": [asdict(s) for s in stages], "workers": workers, "failures": failures})
-        return
-    rows = [_stage_row(found) for found in stages]
-    states = [s for s in query.STATES if any(s in found.counts for found in stages)]
-    output.rows(format, rows, ["stage", *states, "total", "runs/h", "ETA", "reckoned from"])
-    if format is Format.table:
-        _status_rest(workers, failures)
-
-
-def _stage_row(found: Any) -> dict[str, Any]:
-    per_hour = found.runs_per_hour
-    rate = None if per_hour is None else round(per_hour) if per_hour >= 10 else round(per_hour, 1)
-    name = f"{found.stage} (paused)" if found.paused else found.stage
-    reckoned = "" if found.eta_s == 0 else found.reckoned
-    eta = "" if found.eta_s == 0 else output.duration(found.eta_s) or "unknown"
-    return {
-        "stage": name,
-        **found.counts,
-        "total": found.total,
-        "runs/h": rate,
-        "ETA": eta,
-        "reckoned from": reckoned,
-    }
-
-
-def _status_rest(workers: Sequence[Mapping[str, Any]], failures: Sequence[Mapping[str, Any]]) -> None:
-    if workers:
-        output.say("")
-        rows = [{**row, "does": _does(row), "beat": f"{max(row['beat_s_ago'], 0):.0f} s ago"} for row in workers]
-        output.table(rows, ["worker", "device", "state", "does", "beat"])
-    if failures:
-        output.say("")
-        rows = [{**row, "failed": row["n"], "such as run": row["runs"]} for row in failures]
-        output.table(rows, ["failed", "stage", "cause", "such as run", "message"])
-
-
-def _does(row: Mapping[str, Any]) -> str:
-    if row["run"] is None:
-        return row["message"] or "looks for work"
-    share = f" of {row['budget']:,}" if row["budget"] else ""
-    return f"run {row['run']} {row['stage']}: {row['label']}, step {row['step']:,}{share}"
 
 
 def ls(db: Db = DB, stage: Stage = None, filter: Filter = None, format: Rows = Format.table) -> None:
@@ -81,7 +22,8 @@ def ls(db: Db = DB, stage: Stage = None, filter: Filter = None, format: Rows = F
     from rnnq import runs
 
     found = runs.find(database.open(db), stage, filter)
-    columns = ["id", "stage", "state", "label", "seed", "attempt", "steps_done", "budget", "loss", "worker", "cause"]
+    columns = ["id", "stage", "state", "label", "seed", "attempt", "steps_done", "budget", "loss", "worker", "cause",
+               "tags", "note"]  # fmt: skip
     if format is Format.json:
         output.as_json([{**row, "checkpoint": path(row, "checkpoint")} for row in found])
         return
@@ -96,7 +38,7 @@ def path(row: Mapping[str, Any], name: str) -> str | None:
 
 
 def show(
-    run: Annotated[int, typer.Argument(help="The id of a run.", min=0, max=2**63 - 1)],
+    run: RunId,
     db: Db = DB,
     format: Annotated[Format, typer.Option("--format", help="table or json.")] = Format.table,
 ) -> None:
@@ -126,6 +68,12 @@ def _show_head(found: Mapping[str, Any]) -> None:
     output.say(f"{found['state']}{cause}, step {found['steps_done']:,}{share}, attempt {found['attempt']}")
     if found["message"]:
         output.say(f"message: {found['message']}")
+    if found["tags"]:
+        output.say("tags:    " + ", ".join(found["tags"]))
+    if found["note"]:
+        output.say(f"note:    {found['note']}")
+    if found["wish"]:
+        output.say(f"its worker is asked to {found['wish']}")
     output.say("config:  " + ", ".join(f"{k}={json.dumps(v)}" for k, v in found["config"].items()))
     if found["summary"]:
         output.say("summary: " + ", ".join(f"{k} {output.cell(v)}" for k, v in found["summary"].items()))
