@@ -2,7 +2,7 @@
 
 The main thread trains; a second one beats for the runs that are held. Whoever watches (a progress bar, a test)
 gets events by name: started, claimed, restored, recorded, written (a checkpoint aside), saved, done, failed,
-released, lost, reaped, idle.
+released, cancelled, lost, reaped, idle.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import Any
@@ -29,7 +29,7 @@ import torch
 from sqlalchemy import Engine
 
 import rnnq
-from rnnq import checkpoint, config, db, families, host, queue, sweep, train
+from rnnq import checkpoint, config, db, families, host, logs, processes, queue, sweep, train
 from rnnq.checkpoint import Owner, Saved
 from rnnq.errors import CheckpointError, DatabaseError, DataError, InputError, LeaseLost, RnnqError
 from rnnq.families.base import Family, Generator
@@ -65,9 +65,9 @@ def pick_device(gpu: int | None, device: str) -> torch.device:
         raise InputError(f"--device {wanted}: there is no such device", "cpu, cuda:0, or auto") from error
     if found.type == "cuda" and (found.index or 0) >= count:
         there = f"{count} GPU{'s' if count != 1 else ''} here" if count else "no GPU here"
-        raise InputError(f"there is no GPU {found.index or 0}: {there}", "`rnnq worker --device cpu` trains without")
+        raise InputError(f"there is no GPU {found.index or 0}: {there}", "`--device cpu` does without")
     if found.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {wanted}: rnnq trains on cpu and cuda", "cpu, cuda:0, or auto")
+        raise InputError(f"--device {wanted}: rnnq computes on cpu and cuda", "cpu, cuda:0, or auto")
     return found
 
 
@@ -83,10 +83,17 @@ class Worker:
     """One worker. `work()` returns the exit code: 1 when a run that it trained ended failed."""
 
     def __init__(
-        self, engine: Engine, device: torch.device, scope: Scope, defs: Path, every: Every, watch: Watcher
+        self,
+        engine: Engine,
+        device: torch.device,
+        scope: Scope,
+        defs: Path,
+        every: Every,
+        watch: Watcher,
+        keep_logs: bool = True,
     ) -> None:
         self.engine, self.device, self.scope, self.defs, self.every = engine, device, scope, defs, every
-        self._watch = watch
+        self._watch, self.keep_logs = watch, keep_logs
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.study, self.lease, self.root = db.study(engine)
         self.stop = Stop()
@@ -119,16 +126,20 @@ class Worker:
             self.pulse.start()
             try:
                 failed = self._train_all()
-                why = "a signal" if self.stop.is_set() else "nothing left to do"
+                why = "a signal" if self.stop.is_set() else "asked to" if self.pulse.asked else "nothing left to do"
             finally:
                 self.pulse.stop()
                 with contextlib.suppress(RnnqError):
                     queue.leave(self.engine, self.id, why)
         return 1 if failed else 0
 
+    def is_to_stop(self) -> bool:
+        """Whether a signal, or `rnnq worker --stop`, asks to checkpoint, give back and leave."""
+        return self.stop.is_set() or self.pulse.asked == "stop"
+
     def _train_all(self) -> int:
         trained = failed = 0
-        while not self.stop.is_set() and trained != self.scope.runs:
+        while not self.stop.is_set() and self.pulse.asked is None and trained != self.scope.runs:
             self._reaped(self.pulse.reap())
             claims = queue.claim(self.engine, self.id, self.provenance, stage=self.scope.stage, without=self.unfit)
             if claims:
@@ -139,7 +150,7 @@ class Worker:
             else:
                 self.watch("idle", {})
                 self.stop.wait(min(IDLE, self.lease / 4) * _jitter.uniform(0.5, 1.0))
-        if self.unfit and not self.stop.is_set():
+        if self.unfit and not self.is_to_stop():
             raise next(iter(self.unfit.values()))
         return failed
 
@@ -170,7 +181,8 @@ class Worker:
         """How the run ends. What ends the worker, too, is raised once the run is given back."""
         desk = RunDesk(self, claim)
         try:
-            return self._train(claim, desk)
+            with logs.kept(self.root, self.study, claim.run, claim.attempt, self.keep_logs):
+                return self._train(claim, desk)
         except LeaseLost as error:
             return "lost", {"message": error.message}
         except DatabaseError:
@@ -212,8 +224,7 @@ class Worker:
         state = self._restore(claim, desk, family.Config.version)
         outcome = train.train(family, run_config, desk, self.device, claim.budget, self.every, state)
         if not outcome.finished:
-            desk.give_back(outcome)
-            return "released", {"step": outcome.step}
+            return desk.give_back(outcome), {"step": outcome.step}
         desk.finish(outcome, run_config.primary().name)
         return "done", {"step": outcome.step, "loss": outcome.summary.get(run_config.primary().name)}
 
@@ -321,7 +332,7 @@ class RunDesk:
         """Whether to checkpoint and stop. Raises LeaseLost once a beat has found that the run is not ours."""
         if self.claim.run in self.worker.pulse.lost:
             raise LeaseLost(f"run {self.claim.run} attempt {self.claim.attempt} is no longer ours")
-        return self.worker.stop.is_set()
+        return self.worker.is_to_stop() or self.claim.run in self.worker.pulse.wishes
 
     def record(self, step: int, points: Sequence[Point]) -> None:
         """Keep points, and write them when the last write is long enough ago."""
@@ -344,11 +355,14 @@ class RunDesk:
         """What was measured and not yet handed over when training ended by an error; `fail` writes it."""
         self.waiting += points
 
-    def give_back(self, outcome: train.Outcome) -> None:
-        """Checkpoint and release."""
+    def give_back(self, outcome: train.Outcome) -> str:
+        """Checkpoint and release; returns what that came to: released, or cancelled."""
         if outcome.state is not None:
             self.save(outcome.step, outcome.points, outcome.state)
-        queue.release(self.worker.engine, self.claim, "asked to stop")
+        wish = self.worker.pulse.wishes.get(self.claim.run)
+        why = {"pause": "its stage was paused", "cancel": "it was cancelled"}.get(wish or "", "asked to stop")
+        state = queue.release(self.worker.engine, self.claim, why)
+        return "cancelled" if state == "cancelled" else "released"
 
     def finish(self, outcome: train.Outcome, primary: str) -> None:
         """The final checkpoint, then everything else in one transaction."""
@@ -363,8 +377,7 @@ class RunDesk:
 
     def _remove(self, paths: Sequence[str]) -> None:
         """Only files of this very run: a row may come from anywhere, and name another's."""
-        mine = PurePosixPath(checkpoint.relative_path(self.owner, 0, 0)).parent
-        checkpoint.remove(self.worker.root, [path for path in paths if PurePosixPath(path).parent == mine])
+        checkpoint.remove(self.worker.root, [path for path in paths if checkpoint.belongs(self.owner, path)])
 
     def _best(self, outcome: train.Outcome, last: Saved) -> Saved | None:
         if outcome.best is None or outcome.best["step"] == outcome.step:
@@ -395,6 +408,9 @@ class Pulse:
     ) -> None:
         self.engine, self.worker, self.lease, self.reaped = engine, worker, lease, reaped
         self.lost: set[int] = set()
+        self.wishes: dict[int, str] = {}  # run -> what its owner shall do: cancel, pause
+        self.asked: str | None = None  # of the worker itself: stop, drain
+        self._leader = processes.Leader.of_environment()
         self._held: dict[int, int] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -414,6 +430,7 @@ class Pulse:
         """Renew this run's lease from now on."""
         with self._lock:
             self.lost.discard(claim.run)
+            self.wishes.pop(claim.run, None)
             self._held[claim.run] = claim.attempt
 
     def drop(self, claim: Claim) -> None:
@@ -452,7 +469,11 @@ class Pulse:
                 self._connected_since = moment  # the others may not have beaten either: they go first
             self._last = moment
             # what was dropped or claimed anew while we asked is not lost
-            self.lost |= {run for run, a in held.items() if run not in ours and self._held.get(run) == a}
+            same = {run for run, attempt in held.items() if self._held.get(run) == attempt}
+            self.lost |= {run for run in same if run not in ours}
+            self.wishes = {run: ours[run] for run in same if ours.get(run)}
+        asked = queue.asked_to_leave(self.engine, self.worker)
+        self.asked = "stop" if self._leader.is_gone() else asked
 
 
 class Stop:

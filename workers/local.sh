@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Start N workers side by side on this machine and wait for them: workers/local.sh N [options of `rnnq worker`].
-# Ctrl-C or SIGTERM reaches each of them: they checkpoint, give their runs back and leave.
+# Start N workers on every visible GPU of this machine, or N on its CPU where there is none, and wait for them:
+#     workers/local.sh N [options of `rnnq worker`]
+# CUDA_VISIBLE_DEVICES says which GPUs are visible. Ctrl-C or SIGTERM reaches each worker once: they checkpoint, give
+# their runs back and leave.
 set -uo pipefail
-# each worker in a process group of its own: Ctrl-C on a terminal goes to a whole group, and with what the trap below
-# sends a worker would get two signals, of which the second means: at once
+# each leader in a process group of its own: Ctrl-C on a terminal goes to a whole group, and with what the trap below
+# sends they would get two signals, of which the second means: at once
 set -m
 
 if ! [[ "${1:-}" =~ ^[1-9][0-9]*$ ]]; then
@@ -13,17 +15,29 @@ fi
 n=$1
 shift
 
+# CUDA counts what is visible from 0, whatever its number in the machine
+gpus=0
+if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+    gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -cv -e '^$' -e '^-1$')
+elif command -v nvidia-smi >/dev/null; then
+    gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ')
+fi
+
 pids=()
-for i in $(seq "$n"); do
-    # one bar a terminal: the first worker has it, the others print a line for each run
-    if [ "$i" = 1 ]; then rnnq worker "$@" & else rnnq worker --no-bar "$@" & fi
+start() {
+    rnnq worker --processes "$n" "$@" &
     pids+=($!)
-done
+}
+if [ "$gpus" -eq 0 ]; then
+    start "$@"
+else
+    for gpu in $(seq 0 $((gpus - 1))); do start --gpu "$gpu" "$@"; done
+fi
 trap 'kill -TERM "${pids[@]}" 2>/dev/null' INT TERM
 
 code=0
 for pid in "${pids[@]}"; do
-    # a trapped signal ends `wait` early: the worker is still saving its state
+    # a trapped signal ends `wait` early: the workers are still saving their state
     while kill -0 "$pid" 2>/dev/null; do wait "$pid"; done
     wait "$pid" || code=$?
 done

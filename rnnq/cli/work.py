@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -10,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rnnq.cli import output
-from rnnq.cli.options import DB, DEFS, Db, Defs
-from rnnq.errors import InputError
+from rnnq.cli.options import DB, DEFS, Db, Defs, Device, Stage
+from rnnq.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from rnnq.train import Every
@@ -19,24 +21,39 @@ if TYPE_CHECKING:
 
 def worker(
     gpu: Annotated[int | None, typer.Option("--gpu", min=0, help="Train on this GPU.")] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda:N, or auto.")] = "auto",
+    device: Device = "auto",
     db: Db = DB,
     defs: Defs = DEFS,
     checkpoint_every: Annotated[
         str, typer.Option("--checkpoint-every", envvar="RNNQ_CHECKPOINT_EVERY", help="Seconds (60s) or steps (1000).")
     ] = "60s",
-    stage: Annotated[str | None, typer.Option("--stage", help="Only runs of this stage.")] = None,
+    stage: Stage = None,
     runs: Annotated[int | None, typer.Option("--runs", min=1, help="Leave after so many runs.")] = None,
     drain: Annotated[bool, typer.Option("--drain", help="Leave when nothing is claimable now.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Never leave: wait for more.")] = False,
+    processes: Annotated[int, typer.Option("--processes", min=1, max=256, help="Worker processes side by side.")] = 1,
     bar: Annotated[bool, typer.Option("--bar/--no-bar", help="A progress bar on a terminal, or only lines.")] = True,
+    keep_logs: Annotated[
+        bool, typer.Option("--logs/--no-logs", help="Keep what runs print for `rnnq logs`, or let it be seen here.")
+    ] = True,
+    stop: Annotated[
+        str | None, typer.Option("--stop", help="Ask this worker (see `rnnq workers`), or all, to give back and leave.")
+    ] = None,
+    after_run: Annotated[bool, typer.Option("--after-run", help="With --stop: once its run has ended.")] = False,
 ) -> None:
     """Train until nothing is pending, running or able to open. Start as many as you like, stop them as you like."""
     if drain and wait:
         raise InputError("--drain and --wait exclude each other")
     if gpu is not None and device != "auto":
         raise InputError(f"--gpu {gpu} and --device {device} exclude each other")
+    if after_run and stop is None:
+        raise InputError("--after-run says when the worker of --stop leaves", "rnnq worker --stop ID --after-run")
+    if stop is not None:
+        _stop(db, stop, "drain" if after_run else "stop")
+        return
     every = parse_every(checkpoint_every)
+    if processes > 1:
+        raise typer.Exit(_side_by_side(db, stage, gpu, device, processes))
 
     from rnnq import db as database
     from rnnq import queue
@@ -54,8 +71,52 @@ def worker(
     scope = work.Scope(stage, runs, drain, wait)
     says_cpu = chosen.type == "cpu" and device == "auto"
     with Display(bar, says_cpu, lambda: queue.count(engine, stage)) as display:
-        code = work.Worker(engine, chosen, scope, defs, every, display.on_event).work()
+        code = work.Worker(engine, chosen, scope, defs, every, display.on_event, keep_logs).work()
     raise typer.Exit(code)
+
+
+def _side_by_side(db: str, stage: str | None, gpu: int | None, device: str, n: int) -> int:
+    """Start n workers with the options of this command; what is wrong with these is said once, before."""
+    from rnnq import db as database
+    from rnnq import processes
+    from rnnq import runs as study
+
+    engine = database.open(db)
+    if stage is not None:
+        study.stage_info(engine, stage)
+    if gpu is not None or device not in ("auto", "cpu"):
+        from rnnq import worker as work
+
+        work.pick_device(gpu, device)
+    words = sys.argv[sys.argv.index("worker") + 1 :]
+    at = next(i for i, word in enumerate(words) if word.split("=")[0] == "--processes")
+    rest = words[:at] + words[at + (1 if "=" in words[at] else 2) :]
+    return processes.run(n, rest)
+
+
+def _stop(db: str, wanted: str, wish: str) -> None:
+    from rnnq import db as database
+    from rnnq import queue
+    from rnnq import status as overview
+
+    engine = database.open(db)
+    live = [str(row["worker"]) for row in overview.workers(engine) if row["state"] in ("live", "silent")]
+    live = list(dict.fromkeys(live))
+    chosen = live if wanted == "all" else [one for one in live if one == wanted]
+    chosen = chosen or [one for one in live if one.startswith(wanted)]
+    if wanted == "all" and not live:
+        output.remark("no worker is live")
+        return
+    if not chosen:
+        raise InputError(f"there is no live worker {wanted}", nearest(wanted, live) if live else "see `rnnq workers`")
+    if len(chosen) > 1 and wanted != "all":
+        raise InputError(f"--stop {wanted} begins the names of {len(chosen)} workers: {', '.join(chosen)}", "say more")
+    asked = [one for one in chosen if queue.ask_to_leave(engine, one, wish)]
+    beat = database.study(engine)[1] / 4
+    how = "after its run" if wish == "drain" else f"its run is given back within about {beat:g} s"
+    for one in asked:
+        output.remark(f"asked {one} to leave: {how}")
+    output.remark(f"asked {output.count(len(asked), 'worker')}")
 
 
 def parse_every(text: str) -> Every:
@@ -78,7 +139,10 @@ class Display:
 
     def __init__(self, bar: bool, says_cpu: bool, count: Callable[[], tuple[int, int]]) -> None:
         self.says_cpu, self.count = says_cpu, count
-        self.terminal = sys.stderr.isatty()
+        sys.stderr.flush()
+        # our own way to the terminal: while a run is trained, the process's two streams lead to the run's log
+        self.stream = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="backslashreplace")
+        self.terminal = self.stream.isatty()
         self.bar = bar and self.terminal
         self.progress: Any = None
         self.task: Any = None
@@ -96,20 +160,30 @@ class Display:
                 TextColumn("{task.fields[loss]}"),
                 TimeRemainingColumn(),
             )
-            self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            # redirecting would put the process's streams in the bar's place, and a run's log has them
+            self.progress = Progress(
+                *columns,
+                console=Console(file=self.stream),
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
             self.progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.progress is not None:
-            self.progress.stop()
+        with contextlib.suppress(OSError):  # the terminal may have gone
+            if self.progress is not None:
+                self.progress.stop()
+            self.stream.close()
 
     def line(self, text: str) -> None:
         """A line above the bar; on a terminal it first clears the line on which another worker's bar may stand."""
         if self.progress is not None:
             self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
-            output.remark(("\r\x1b[2K" if self.terminal else "") + text)
+            self.stream.write(("\r\x1b[2K" if self.terminal else "") + text + "\n")
+            self.stream.flush()
 
     def on_event(self, event: str, details: Mapping[str, Any]) -> None:
         """Show an event of the worker, if it is one for people."""
@@ -163,6 +237,9 @@ class Display:
 
     def _released(self, details: Mapping[str, Any]) -> None:
         self._ended(details, f"given back at step {details['step']:,}")
+
+    def _cancelled(self, details: Mapping[str, Any]) -> None:
+        self._ended(details, f"cancelled at step {details['step']:,}")
 
     def _unfit(self, details: Mapping[str, Any]) -> None:
         stage = details["claim"].stage

@@ -1,0 +1,130 @@
+"""What runs print: one file for each attempt, logs/<study id>/<run>/a<attempt>.txt below the study's folder.
+
+The name holds no stage, so that a renamed one keeps its logs, and needs no row in the database.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def path(root: Path, study: str, run: int, attempt: int) -> Path:
+    """Where an attempt's log lies."""
+    return folder(root, study, run) / f"a{attempt}.txt"
+
+
+def folder(root: Path, study: str, run: int) -> Path:
+    """Where all logs of a run lie."""
+    return root / "logs" / study / str(run)
+
+
+@contextlib.contextmanager
+def kept(root: Path, study: str, run: int, attempt: int, keep: bool = True) -> Iterator[None]:
+    """What is printed meanwhile goes into the attempt's log, whoever prints it: Python, C, or a process of the run's.
+
+    A log without a word is removed. One that cannot be written must not fail a run: then the terminal has the words.
+    """
+    place = path(root, study, run, attempt)
+    file = _open(place) if keep else None
+    if file is None:
+        yield
+        return
+    try:
+        with _to(file):
+            yield
+    finally:
+        os.close(file)
+        _remove_if_empty(place)
+
+
+def _open(place: Path) -> int | None:
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _to(file: int) -> Iterator[None]:
+    """Both streams of the process, and Python's objects for them, lead to a file."""
+    _flush()
+    before = {number: os.dup(number) for number in (1, 2)}
+    out, err = (_words(number) for number in before)
+    try:
+        for number in before:
+            os.dup2(file, number)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            yield
+            _flush()
+    finally:
+        _flush()
+        for number, original in before.items():
+            os.dup2(original, number)
+            os.close(original)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+
+
+def _words(number: int) -> io.TextIOWrapper:
+    patient: Any = _Patient(number)
+    return io.TextIOWrapper(patient, encoding="utf-8", errors="backslashreplace", line_buffering=True)
+
+
+class _Patient(io.RawIOBase):
+    """Writes to a stream of the process; what a full disk refuses is lost, and fails no run.
+
+    Whoever keeps it beyond the run (a handler of `logging`) goes on writing to that stream, wherever it leads then;
+    a file of its own would be closed, and its number given to another file.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def writable(self) -> bool:
+        """It is for writing."""
+        return True
+
+    def fileno(self) -> int:
+        """The number of the stream."""
+        return self.number
+
+    def write(self, words: Any) -> int:
+        """All of it, or as much as the disk takes."""
+        rest = memoryview(words).cast("B")
+        size = rest.nbytes
+        with contextlib.suppress(OSError):
+            while rest:
+                rest = rest[os.write(self.number, rest) :]
+        return size
+
+    def close(self) -> None:
+        """Nothing: the stream is the process's."""
+
+
+def _remove_if_empty(place: Path) -> None:
+    with contextlib.suppress(OSError):
+        if place.stat().st_size == 0:
+            place.unlink()
+            place.parent.rmdir()  # unless an earlier attempt has printed
+
+
+def read(place: Path, start: int = 0) -> tuple[str, int]:
+    """What a log holds from a byte on, and where it ends now; nothing for one that is not there."""
+    try:
+        with place.open("rb") as file:
+            file.seek(start)
+            words = file.read()
+    except OSError:
+        return "", start
+    return words.decode("utf-8", "replace"), start + len(words)
