@@ -58,7 +58,7 @@ class Outcome:
     points: list[Point]  # not yet recorded
     summary: dict[str, Any] = field(default_factory=dict)
     state: dict[str, Any] | None = None
-    best: dict[str, Any] | None = None  # step, value, params
+    best: dict[str, Any] | None = None  # step, value, params, carried
 
 
 def numerics(device: torch.device) -> dict[str, Any]:
@@ -309,7 +309,8 @@ class Training:
         sign = 1 if direction == "min" else -1
         if math.isfinite(value) and (self.best is None or sign * value < sign * self.best["value"]):
             params = {name: p.detach().cpu().clone() for name, p in self.params.items()}
-            self.best = {"step": self.step, "value": value, "params": params}
+            carried = {name: c.detach().cpu().clone() for name, c in self.carried.items()}  # such as running means
+            self.best = {"step": self.step, "value": value, "params": params, "carried": carried}
 
     def close(self, budget: int) -> None:
         """The last evaluation, also on test data."""

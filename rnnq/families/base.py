@@ -52,6 +52,7 @@ class Family:
         batch(config, step) -> data             a tensor, or a tuple, list or dict of tensors, on the CPU
         loss(module, data) -> loss              a scalar
         evaluate(module, config, split) -> {metric: value}
+        sample(module, config, prompt, length, temperature, seed) -> text
     """
 
     Config: ClassVar[type[Config]]
@@ -75,6 +76,22 @@ class Family:
         """Metrics on held-out data ("val" or "test"), one dict a member. Called without gradient."""
         return [{} for _ in configs]
 
+    def sample(
+        self,
+        state: State,
+        configs: Sequence[Any],
+        prompts: Sequence[str],
+        length: int,
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> list[bytes | str]:
+        """What each member writes after its prompt: `length` tokens, without the prompt. Called without gradient.
+
+        Optional: `rnnq sample` needs it. Temperature 0 takes the likeliest token each time; else chance comes from the
+        member's seed alone. A prompt may be empty, and holds bytes that are no UTF-8 as os.fsdecode does.
+        """
+        raise cannot_sample(self.name, "sample(self, state, configs, prompts, length, temperature, seeds)")
+
     def optimizer(self, config: Any) -> Adam:
         """How a member's parameters are updated. By default Adam with the config's `lr`, or 1e-3."""
         return Adam(lr=float(getattr(config, "lr", 1e-3)))
@@ -95,6 +112,13 @@ class Generator:
 
     def __call__(self, config: Any) -> Iterator[Mapping[str, float]]:
         return self.function(config)
+
+
+def cannot_sample(name: str, signature: str) -> InputError:
+    """What is said of a family from which no text can be drawn, and what it lacks."""
+    return InputError(
+        f"the family {name} cannot be sampled from: it has no method sample", f"write {signature}; see docs/families.md"
+    )
 
 
 def family(config: type[Config]) -> Callable[[Callable[[Any], Iterator[Mapping[str, float]]]], Generator]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rnnq.families.base import Adam, Curve, Family, State
+from rnnq.families.base import Adam, Curve, Family, State, cannot_sample
 
 HELD = "module."  # before a name of the module, in what is carried: its buffers, its frozen parameters
 
@@ -49,10 +49,27 @@ class Single(Family):
 
     def evaluate(self, state: State, configs: Sequence[Any], split: str) -> list[dict[str, float]]:
         """The family's own evaluation, with the module in eval mode."""
+        return [self._in_eval_mode(state, self._evaluate, configs[0], split)]
+
+    def sample(
+        self,
+        state: State,
+        configs: Sequence[Any],
+        prompts: Sequence[str],
+        length: int,
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> list[bytes | str]:
+        """What the family's own writes, with the module in eval mode."""
+        if type(self.inner).sample is Family.sample:
+            raise cannot_sample(self.name, "sample(self, module, config, prompt, length, temperature, seed)")
+        rest = (configs[0], prompts[0], length, temperature, seeds[0])
+        return [self._in_eval_mode(state, self.inner.sample, *rest)]
+
+    def _in_eval_mode(self, state: State, method: Any, *rest: Any) -> Any:
         self.module.eval()
         try:
-            found, _ = self._call(state, self._evaluate, configs[0], split)
-            return [found]
+            return self._call(state, method, *rest)[0]
         finally:
             self.module.train()
 

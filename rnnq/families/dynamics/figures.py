@@ -34,8 +34,10 @@ WORDS = {
 CURVE_WORDS = {**WORDS, "loss": "training loss (moving average)"}
 SEED_BOUND = 1.9  # nats a byte of training loss that the original study took as proof of memory, on enwik8
 BEST = 5
+DENSE = 3000  # marks; more become an image inside an SVG or PDF
 UNIT = "nats/byte"
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#000000")
+MARKERS = ("o", "s", "^", "D", "v")  # for grey print
 USES, NOT = "#009e73", "#999999"
 TABLES = {"bigram_loss": ("bigram table", (0, (4, 2))), "unigram_loss": ("unigram table", (0, (1, 2)))}
 
@@ -44,7 +46,7 @@ def draw(runs: DataFrame, curves: DataFrame, save: Callable[[Figure, str, DataFr
     """Draw the family's figures with the frames of a stage; returns what `save` wrote.
 
     runs    as of frame.runs_frame, all runs of the stage
-    curves  as of frame.curves_frame, with CURVES at least
+    curves  as of frame.curves_frame: CURVES of those that `drawn` names
     """
     judged = judge(runs)
     if judged.empty:
@@ -58,6 +60,11 @@ def draw(runs: DataFrame, curves: DataFrame, save: Callable[[Figure, str, DataFr
     right.set_title("every finished run" + (f" ({missing} of {len(runs)} lack these numbers)" if missing else ""))
     figure.suptitle("\n".join(part for line in summary(judged) for part in textwrap.wrap(line, 130)))
     return save(figure, "memory", _numbers(judged, shown))
+
+
+def drawn(runs: DataFrame) -> list[int]:
+    """The runs whose curves are drawn."""
+    return [int(run) for run in judge(runs).head(BEST)["id"]]
 
 
 def judge(runs: DataFrame) -> DataFrame:
@@ -83,10 +90,11 @@ def summary(judged: DataFrame) -> list[str]:
     """What the runs show, in words."""
     uses, passes = judged["uses_memory"], judged["passes_bound"]
     return [
-        f"{judged['stage'].iloc[0]}: does a net use its memory? {uses.sum()} of {len(judged)} runs do: below their own "
-        "loss without states, and below the bigram table",
-        f"training loss < {SEED_BOUND}, the original study's proof of memory: passed by {passes.sum()} runs "
-        f"({(passes & ~uses).sum()} do not use it), not by {(~passes).sum()} ({(uses & ~passes).sum()} do use it)",
+        f"{judged['stage'].iloc[0]}: does a net use its memory? {uses.sum():,} of {len(judged):,} runs do: below their "
+        "own loss without states, and below the bigram table",
+        f"training loss < {SEED_BOUND}, the original study's proof of memory: passed by {passes.sum():,} runs "
+        f"({(passes & ~uses).sum():,} do not use it), not by {(~passes).sum():,} "
+        f"({(uses & ~passes).sum():,} do use it)",
     ]
 
 
@@ -102,12 +110,13 @@ def _curves_of(best: DataFrame, curves: DataFrame) -> DataFrame:
 
 def _draw_curves(axes: Axes, best: DataFrame, shown: DataFrame) -> None:
     handles = []
-    for colour, (place, (_, run)) in zip(COLOURS, enumerate(best.iterrows(), start=1), strict=False):
+    for place, (_, run) in enumerate(best.iterrows()):
         own = shown[shown["run"] == run["id"]]
-        axes.plot(own["step"], own["val_loss"], color=colour, marker="o", markersize=3)
-        axes.plot(own["step"], own["val_loss_no_state"], color=colour, marker="o", markersize=3, linestyle="--", lw=1)
-        label = f"{place}. {_short(run['label'])} (run {run['id']})"
-        handles.append(Line2D([], [], color=colour, label=label))
+        same: dict[str, Any] = {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 3.5}
+        axes.plot(own["step"], own["val_loss"], **same)
+        axes.plot(own["step"], own["val_loss_no_state"], linestyle="--", linewidth=1, **same)
+        label = f"{place + 1}. {_short(run['label'])} (run {run['id']})"
+        handles.append(Line2D([], [], label=label, **same))
     handles.append(Line2D([], [], color="#444444", linestyle="--", lw=1, label="the same net, every state zeroed"))
     handles += _draw_tables(axes, best, ["bigram_loss", "unigram_loss"])
     axes.set_xlim(left=0)
@@ -142,13 +151,16 @@ def _short(label: str) -> str:
 
 def _draw_runs(axes: Axes, judged: DataFrame) -> None:
     uses = judged["uses_memory"]
-    for mask, colour, size in ((~uses, NOT, 16), (uses, USES, 22)):
+    small = 1.0 if len(judged) <= 500 else 0.5 if len(judged) <= 3000 else 0.25
+    for mask, colour, marker, size, width in ((~uses, NOT, "x", 14, 0.8), (uses, USES, "o", 22, 0)):
         part = judged[mask]
-        axes.scatter(part["val_loss_no_state"], part["val_loss"], s=size, color=colour, alpha=0.7, linewidths=0)
+        dots = axes.scatter(part["val_loss_no_state"], part["val_loss"], s=size * small, color=colour, marker=marker,
+                            alpha=0.7, linewidths=width)  # fmt: skip
+        dots.set_rasterized(len(judged) > DENSE)
     passing = judged[judged["passes_bound"]]
-    axes.scatter(
-        passing["val_loss_no_state"], passing["val_loss"], s=46, facecolors="none", edgecolors="#d55e00", lw=0.8
-    )
+    rings = axes.scatter(passing["val_loss_no_state"], passing["val_loss"], s=46 * small, facecolors="none",
+                         edgecolors="#d55e00", linewidths=0.8 * small, zorder=0.9)  # fmt: skip
+    rings.set_rasterized(len(judged) > DENSE)
     low = float(judged[list(CURVES)].min().min())
     axes.axline((low, low), slope=1, color="#444444", linewidth=1)
     handles = [*_run_handles(judged), Line2D([], [], color="#444444", lw=1, label="no use of the state: both equal")]
@@ -160,12 +172,13 @@ def _draw_runs(axes: Axes, judged: DataFrame) -> None:
 
 def _run_handles(judged: DataFrame) -> list[Line2D]:
     uses, passes = int(judged["uses_memory"].sum()), int(judged["passes_bound"].sum())
-    same: dict[str, Any] = {"linestyle": "", "marker": "o"}
+    same: dict[str, Any] = {"linestyle": ""}
     return [
-        Line2D([], [], color=USES, markersize=5, label=f"uses memory: below both lines (n={uses})", **same),
-        Line2D([], [], color=NOT, markersize=4, label=f"does not (n={len(judged) - uses})", **same),
-        Line2D([], [], markerfacecolor="none", markeredgecolor="#d55e00", markersize=7,
-               label=f"training loss < {SEED_BOUND} (n={passes})", **same),
+        Line2D([], [], marker="o", color=USES, markersize=5,
+               label=f"uses memory: below both lines (n={uses:,})", **same),
+        Line2D([], [], marker="x", color=NOT, markersize=4, label=f"does not (n={len(judged) - uses:,})", **same),
+        Line2D([], [], marker="o", markerfacecolor="none", markeredgecolor="#d55e00", markersize=7,
+               label=f"training loss < {SEED_BOUND} (n={passes:,})", **same),
     ]  # fmt: skip
 
 

@@ -120,6 +120,34 @@ def member_losses(logits: Tensor, y: Tensor) -> Tensor:
     return losses.view(members, batch).mean(1)
 
 
+def write(config: DynamicsConfig, params: Params, prompt: str, length: int, temperature: float, seed: int) -> bytes:
+    """`length` bytes after a prompt, by one member; an empty prompt begins after a newline."""
+    device = params["embed.weight"].device
+    generator = torch.Generator().manual_seed(seed)
+    states: Sequence[Tensor] = [torch.zeros(1, 1, config.state_size, device=device)] * config.n_layers
+
+    def read(byte: int) -> Tensor:
+        nonlocal states
+        logits, states = step(config, params, torch.tensor([[byte]], device=device), states)
+        return logits[0, 0]
+
+    for byte in prompt.encode("utf-8", "surrogateescape") or b"\n":
+        logits = read(byte)
+    written = bytearray([draw(logits, temperature, generator)])
+    while len(written) < length:
+        written.append(draw(read(written[-1]), temperature, generator))
+    return bytes(written)
+
+
+def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
+    """One index by its logits, (256,); on the CPU, so that a seed means the same everywhere."""
+    shifted = logits.cpu().double()
+    shifted = shifted - shifted.max()
+    if temperature == 0:
+        return int(shifted.argmax())
+    return int(torch.multinomial(torch.softmax(shifted / temperature, 0), 1, generator=generator))
+
+
 @dataclass(frozen=True)
 class Batch:
     """One byte position: the byte, the one after it, and which members stand at the start of a window."""
@@ -226,6 +254,22 @@ class Dynamics(Family):
         logits, _ = step(config, params, every, zero)
         table = torch.log_softmax(logits.double(), -1)  # (K, before, after)
         return -table[:, windows[:-1], windows[1:]].mean((1, 2))
+
+    def sample(
+        self,
+        state: State,
+        configs: Sequence[DynamicsConfig],
+        prompts: Sequence[str],
+        length: int,
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> list[bytes | str]:
+        """One byte at a time from a zero state, which is carried through the prompt and what is written after it."""
+        members = zip(configs, prompts, seeds, strict=True)
+        return [
+            write(config, {name: p[k : k + 1] for name, p in state.params.items()}, prompt, length, temperature, seed)
+            for k, (config, prompt, seed) in enumerate(members)
+        ]
 
     def summary(self, config: DynamicsConfig, curve: Curve) -> dict[str, Any]:
         """`loss` is the lowest logged average from step 50 on: it starts at 3.0, which weighs on the first points."""
