@@ -246,6 +246,109 @@ def test_failed_and_cancelled_runs_are_not_waited_for(engine: Engine) -> None:
     assert (only(engine).eta_s, only(engine).reckoned) == (0.0, "nothing is left")
 
 
+def grouped(n: int, group: str, shape: str | None, first: int) -> list[queue.NewRun]:
+    """Runs of one config."""
+    return [replace(run, group_key=group, pack_key=shape) for run in new_runs(n, first)]
+
+
+def test_a_run_is_reckoned_by_what_finished_runs_of_like_config_took(engine: Engine) -> None:
+    runs = [*grouped(2, "slow", "a", 0), *grouped(1, "fast", "b", 2), *grouped(2, "new", "b", 3)]
+    queue.init(engine, [new_stage(runs=runs)])
+    train(engine, -300, 100)  # slow
+    change(engine, "UPDATE runs SET priority = 1 WHERE id = 3")
+    train(engine, -100, 10)  # fast
+    assert only(engine).eta_s == pytest.approx(100 + 10 + 10)
+
+    change(engine, "UPDATE runs SET pack_key = NULL WHERE id = 5")  # as after a lost attempt: of any shape
+
+    assert only(engine).eta_s == pytest.approx(100 + 10 + 55)
+
+
+def test_five_finished_runs_of_like_config_give_an_interval_around_the_eta(engine: Engine) -> None:
+    queue.init(engine, [new_stage(9)])
+    for i, seconds in enumerate((8, 9, 11, 12)):
+        train(engine, -100 + 20 * i, seconds)
+    assert (only(engine).eta_low_s, only(engine).eta_high_s) == (None, None)
+    train(engine, -10, 10)
+
+    found = only(engine)
+
+    assert found.eta_s == pytest.approx(40)
+    assert found.eta_low_s is not None and found.eta_high_s is not None
+    assert 30 < found.eta_low_s < 39 and 41 < found.eta_high_s < 50
+
+
+def test_waiting_runs_do_not_go_on_by_themselves(engine: Engine) -> None:
+    queue.init(engine, [new_stage(4)])
+    train(engine, -100, 10)
+    change(engine, "UPDATE runs SET state = 'waiting' WHERE id = 4")
+    found = only(engine)
+    assert found.eta_s == pytest.approx(20)
+    assert found.reckoned.endswith("; 1 waiting run not counted")
+    assert found.open == 3
+
+    change(engine, "UPDATE runs SET state = 'waiting' WHERE state = 'pending'")
+
+    assert (only(engine).eta_s, only(engine).reckoned) == (None, "3 runs wait, and nothing else is left")
+
+
+def test_a_paused_stage_has_no_eta_and_says_so(engine: Engine) -> None:
+    queue.init(engine, [new_stage(3)])
+    train(engine, -100, 10)
+    change(engine, "UPDATE stages SET paused = 1")
+
+    found = only(engine)
+
+    assert (found.paused, found.eta_s, found.eta_low_s) == (True, None, None)
+    assert found.reckoned.startswith("paused: no run of it is claimed; 20 steps left at 1 steps/s")
+
+
+def test_workers_that_were_asked_to_leave_or_whose_process_is_gone_do_not_share_the_work(engine: Engine) -> None:
+    queue.init(engine, [new_stage(5)])
+    train(engine, -100, 10)
+    for worker in ("leaving", "gone"):
+        queue.register(engine, worker, "cpu", {})
+    assert only(engine).reckoned.endswith("3 workers")
+    change(engine, "UPDATE workers SET wish = 'drain' WHERE id = 'leaving'")
+    change(engine, "UPDATE workers SET pid_start = '1' WHERE id = 'gone'")
+
+    assert only(engine).reckoned.endswith("1 worker")
+
+
+def test_of_very_many_runs_some_stand_for_the_others(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    # the shape follows the parity of the id, as it may in a grid
+    runs = [replace(run, pack_key=f"p{i % 2}", group_key=f"g{i}", budget=10 + 20 * (i % 2))
+            for i, run in enumerate(new_runs(1000))]  # fmt: skip
+    queue.init(engine, [new_stage(runs=runs)])
+    train(engine, -100, 10)
+    whole = only(engine)
+    monkeypatch.setattr(status, "LOOK", 100)
+
+    found = only(engine)
+
+    assert whole.eta_s is not None and found.eta_s == pytest.approx(whole.eta_s, rel=0.05)
+    assert found.reckoned.startswith("about ") and whole.reckoned.startswith("19,990 steps")
+
+
+def test_only_the_newest_finished_runs_are_learnt_from(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "LEARN", 2)
+    queue.init(engine, [new_stage(4)])
+    train(engine, -9000, 1000)
+    for began in (-50, -30):
+        train(engine, began, 10)
+
+    assert only(engine).eta_s == pytest.approx(10)
+    assert "the newest 2 finished runs" in only(engine).reckoned
+
+
+def test_a_run_without_a_budget_that_runs_is_taken_off_what_it_has_had(engine: Engine) -> None:
+    queue.init(engine, [new_stage(runs=[replace(run, budget=None) for run in new_runs(2)])])
+    train(engine, -100, 50)
+    claim_one(engine, now=clock(engine) - 20)
+
+    assert only(engine).eta_s == pytest.approx(30, abs=2)
+
+
 # ------------------------------------------------------------------------------------------------------ workers
 
 
@@ -310,6 +413,81 @@ def test_with_a_stage_come_its_workers_and_the_idle_ones(engine: Engine) -> None
     assert [w["worker"] for w in status.workers(engine, "a")] == ["on a", "idle"]
 
 
+def test_a_run_at_work_is_shown_with_its_newest_loss_its_speed_and_its_end(engine: Engine) -> None:
+    queue.init(engine, [new_stage(1)])
+    claim = claim_one(engine, now=clock(engine) - 100)
+    queue.restore(engine, claim, queue.Start(2, [], {}, exact=True))
+    queue.record(engine, claim, 6, [("loss", 3, 9.0), ("loss", 5, 1.5), ("acc", 6, 0.5)])
+
+    [worker] = status.workers(engine)
+
+    assert (worker["metric"], worker["loss"]) == ("loss", 1.5)
+    assert worker["steps_per_s"] == pytest.approx(0.04, rel=0.05)  # 4 steps of this attempt in 100 s
+    assert worker["run_eta_s"] == pytest.approx(100, rel=0.05)
+
+
+def test_the_loss_of_a_run_is_its_primary_metric_once_that_has_a_point(engine: Engine) -> None:
+    metrics = [{"name": "acc", "unit": "", "better": "max", "primary": True}]
+    queue.init(engine, [new_stage(1, metrics=metrics)])
+    claim = claim_one(engine)
+    assert status.workers(engine)[0]["metric"] is None
+    queue.record(engine, claim, 1, [("loss", 1, 2.0)])
+    assert (status.workers(engine)[0]["metric"], status.workers(engine)[0]["loss"]) == ("loss", 2.0)
+    queue.record(engine, claim, 2, [("loss", 2, 1.0), ("acc", 1, 0.1), ("acc", 2, float("nan"))])
+    assert (status.workers(engine)[0]["metric"], status.workers(engine)[0]["loss"]) == ("acc", None)
+
+
+def test_a_worker_tells_what_it_is_bound_to_and_what_it_was_asked_for(engine: Engine) -> None:
+    queue.register(engine, "w", "cpu", {"stage": "s", "runs": None})
+    change(engine, "UPDATE workers SET wish = 'drain'")
+
+    [worker] = status.workers(engine)
+
+    assert (worker["scope"], worker["wish"], worker["state"]) == ("s", "drain", "live")
+    assert worker["since"] == pytest.approx(clock(engine), abs=60)
+
+
+def test_every_worker_there_ever_was_comes_with_what_it_ended(engine: Engine) -> None:
+    queue.init(engine, [new_stage(6)])
+    train(engine, -10, 1, worker="a")
+    train(engine, -9, 1, worker="a")
+    queue.fail(engine, claim_one(engine, "a"), "bug", "x")
+    queue.release(engine, claim_one(engine, "a"))
+    claim_one(engine, "b", now=clock(engine) - 100)
+    change(engine, "UPDATE workers SET pid_start = '1' WHERE id = 'b'")
+    queue.reap(engine)
+    queue.leave(engine, "a", "nothing left to do")
+
+    a, b = status.all_workers(engine)
+
+    assert [(w["worker"], w["state"], w["done"], w["failed"], w["lost"]) for w in (a, b)] == [
+        ("a", "left", 2, 1, 0),
+        ("b", "lost", 0, 0, 1),
+    ]
+    assert [w["worker"] for w in status.workers(engine)] == ["b"]
+
+
+# --------------------------------------------------------------------------------------------------------- ended
+
+
+def test_the_runs_that_ended_last_come_first_with_loss_or_cause(engine: Engine) -> None:
+    queue.init(engine, [new_stage(4, "a"), new_stage(4, "b")])
+    train(engine, -300, 10)  # of a
+    train(engine, -200, 10)
+    queue.fail(engine, claim_one(engine), "bug", "KeyError")
+    change(engine, "UPDATE runs SET state = 'cancelled', ended_at = created_at WHERE id = 4")
+    train(engine, -100, 10)  # of b
+
+    found = status.lately(engine, limit=3)
+
+    assert [(one["run"], one["stage"], one["state"], one["loss"]) for one in found] == [
+        (3, "a", "failed", None), (5, "b", "done", 1.0), (2, "a", "done", 1.0),
+    ]  # fmt: skip
+    assert (found[0]["cause"], found[0]["message"]) == ("bug", "KeyError")
+    assert found[1]["s_ago"] == pytest.approx(90, abs=20)
+    assert [one["run"] for one in status.lately(engine, "b")] == [5]
+
+
 # ----------------------------------------------------------------------------------------------------- failures
 
 
@@ -327,6 +505,41 @@ def test_failures_are_grouped_by_stage_and_cause_the_most_first(engine: Engine) 
     assert many["message"] == "loss of run 6 is nan"
     assert (one["cause"], one["n"], one["runs"], one["message"]) == ("bug", 1, [8], "KeyError: 'x'")
     json.dumps([many, one])
+
+
+def test_failures_of_one_cause_with_different_messages_stand_apart(engine: Engine) -> None:
+    queue.init(engine, [new_stage(5)])
+    for message in ("KeyError: 'x' in layer 3", "CUDA error at 0x7f3a", "KeyError: 'x' in layer 12", "KeyError: 'y'"):
+        queue.fail(engine, claim_one(engine), "bug", message)
+
+    found = {one["message"]: one["n"] for one in status.failures(engine)}
+
+    assert found == {"KeyError: 'x' in layer 12": 2, "CUDA error at 0x7f3a": 1, "KeyError: 'y'": 1}
+
+
+@pytest.mark.parametrize(
+    ("message", "blanked"),
+    [
+        ("loss 1.25e-7 at step 1,200 of run 3", "loss # at step # of run #"),
+        ("-3 of 0x7fA0, 1_000", "# of #, #"),
+        ("sha256 deadbeef01 is not 12ab34cd99", "sha256 # is not #"),
+        ("sha256 deadbeef01", "sha256 #"),
+        ("faced effaced decade", "faced effaced decade"),
+        ("", ""),
+    ],
+)
+def test_numbers_addresses_and_hashes_are_blanked(message: str, blanked: str) -> None:
+    assert status.blank(message).replace("sha#", "sha256") == blanked
+
+
+def test_of_very_many_failures_the_newest_are_told_apart(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "FAILED", 3)
+    queue.init(engine, [new_stage(5)])
+    for i in range(5):
+        queue.fail(engine, claim_one(engine), "bug", f"x{'abcde'[i]}")
+    change(engine, "UPDATE runs SET ended_at = id WHERE state = 'failed'")
+
+    assert sorted(one["message"] for one in status.failures(engine)) == ["xc", "xd", "xe"]
 
 
 def test_the_same_cause_in_two_stages_is_two_lines(engine: Engine) -> None:
@@ -360,6 +573,7 @@ def test_status_loads_neither_the_tables_nor_pydantic_nor_what_trains() -> None:
 
 def test_counts_and_failures_come_from_the_index_that_covers_them(engine: Engine) -> None:
     queue.init(engine, [new_stage(2)])
+    train(engine, -10, 5)
     asked: list[str] = []
 
     def trace(connection: sqlite3.Connection, *_rest: object) -> None:
@@ -379,6 +593,11 @@ def test_counts_and_failures_come_from_the_index_that_covers_them(engine: Engine
     [counting] = [plan for sql, plan in plans.items() if "GROUP BY intake, state" in sql]
     assert counting[0] == "SEARCH runs USING COVERING INDEX ix_runs_count (intake=? AND stage=?)"
     assert not [step for step in counting if "TEMP B-TREE" in step]
-    [failing] = [plan for sql, plan in plans.items() if "GROUP BY cause" in sql]
+    [failing] = [plan for sql, plan in plans.items() if "state = 'failed'" in sql]
     assert failing[0] == "SEARCH runs USING INDEX ix_runs_count (intake=? AND stage=? AND state=?)"
+    [learning] = [plan for sql, plan in plans.items() if "attempts.ended = 'done'" in sql]
+    assert learning[0] == "SEARCH runs USING INDEX ix_runs_ended (stage=?)"
+    assert not [step for step in learning if "TEMP B-TREE" in step]  # it ends when it has read enough
+    waiting = [plan for sql, plan in plans.items() if "2654435761" in sql]
+    assert waiting and all("ix_runs_count" in plan[0] for plan in waiting)
     assert not [step for plan in plans.values() for step in plan if step.startswith("SCAN runs")]

@@ -1,0 +1,286 @@
+"""rnnq status, workers: what is pending, running, done and failed; who works; when it ends."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rnnq.cli import output
+from rnnq.cli.options import DB, Db, Format, Rows, Stage
+from rnnq.errors import InputError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from rnnq.cli.fit import Column
+    from rnnq.status import StageStatus
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def status(
+    db: Db = DB,
+    stage: Stage = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until q or Ctrl-C.")] = False,
+    every: Annotated[
+        float | None, typer.Option("--every", help="Seconds between two looks of --watch.", show_default="1")
+    ] = None,
+    until_done: Annotated[
+        bool, typer.Option("--until-done", help="With --watch: leave when nothing is open any more.")
+    ] = False,
+    format: Rows = Format.table,
+) -> None:
+    """What is pending, running, done and failed; who works; when it ends."""
+    if not watch and (every is not None or until_done):
+        raise InputError(f"{'--until-done' if until_done else '--every'} goes with --watch")
+    if every is not None and not 0.1 <= every <= 86400:
+        raise InputError(f"--every {every:g}: not from 0.1 to 86,400 seconds")
+    if watch and format is Format.csv:
+        raise InputError("--watch has no CSV", "--format json prints a JSON document a line for each look")
+    if watch:
+        from rnnq.cli.watch import follow
+
+        follow(db, stage, every or 1.0, until_done, format)
+        return
+    _status(db, stage, format)
+
+
+def _status(db: str, stage: str | None, format: Format) -> None:
+    from rnnq import db as database
+    from rnnq import status as overview
+
+    engine = database.open(db)
+    stages = chosen_stages(engine, stage)
+    if format is Format.csv:
+        _as_csv(stages)
+        return
+    workers = overview.workers(engine, stage)
+    failures = overview.failures(engine, stage)
+    if format is Format.json:
+        output.as_json({"stages": [asdict(s) for s in stages], "workers": workers, "failures": failures})
+        return
+    _show_stages(stages)
+    _show_workers(workers)
+    _show_failures(failures, stages)
+
+
+def chosen_stages(engine: Engine, stage: str | None) -> list[StageStatus]:
+    """All stages, or the one that is named. Raises InputError when it is not there."""
+    from rnnq import status as overview
+    from rnnq.errors import nearest
+
+    found = overview.stages(engine, stage)
+    if stage is not None and not found:
+        known = [other.stage for other in overview.stages(engine)]
+        raise InputError(f"there is no stage {stage!r}", nearest(stage, known) if known else "`rnnq init` adds one")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ for people
+
+
+def eta_words(found: StageStatus) -> str:
+    """When a stage ends: "2 h 10 min (1 h 55 min to 2 h 40 min)"; nothing when it has ended."""
+    if found.eta_s == 0:
+        return ""
+    if found.eta_s is None:
+        return "paused" if found.paused else "unknown"
+    between = interval_words(found)
+    return output.duration(found.eta_s) + (f" ({between})" if between else "")
+
+
+def interval_words(found: StageStatus) -> str:
+    """The interval around an ETA: "1 h 55 min to 2 h 40 min"; nothing where it is narrower than what is shown."""
+    if not found.eta_s:
+        return ""
+    if found.eta_low_s is None:
+        return "no interval yet"
+    low, high = output.duration(found.eta_low_s), output.duration(found.eta_high_s)
+    return f"{low} to {high}" if low != high else ""
+
+
+def rate_words(found: StageStatus) -> str:
+    """Runs per hour."""
+    per_hour = found.runs_per_hour
+    return "" if per_hour is None else f"{per_hour:,.0f}" if per_hour >= 10 else f"{per_hour:.1f}"
+
+
+def state_of(row: Mapping[str, Any]) -> str:
+    """A worker's state; leaving, when it was asked to and has not left yet."""
+    return "leaving" if row["wish"] and row["state"] == "live" else str(row["state"])
+
+
+def idle_words(row: Mapping[str, Any]) -> str:
+    """What a worker without a run is about."""
+    return row["message"] or ("looks for work" if row["state"] == "live" else "nothing")
+
+
+def loss_words(row: Mapping[str, Any]) -> str:
+    """The newest loss of a run, with its name where that is another one."""
+    if row["metric"] is None:
+        return ""
+    value = "not finite" if row["loss"] is None else output.cell(row["loss"])
+    return value if row["metric"] == "loss" else f"{row['metric']} {value}"
+
+
+def _width() -> int | None:
+    """Cells of a line of the terminal; None for a pipe or a file, where a line may be as long as it needs to be."""
+    return output.console().width if sys.stdout.isatty() else None
+
+
+def _show(rows: Records, columns: Sequence[Column]) -> None:
+    """A table, or, where a column would have to go, paragraphs."""
+    from rnnq.cli import fit
+
+    width = _width()
+    if fit.all_fit(rows, columns, width):
+        console = output.console()
+        for line in fit.table(rows, columns, width):
+            console.print(line, soft_wrap=True)
+    else:
+        for words in fit.paragraphs(rows, columns, width):
+            output.say(words)
+
+
+def _show_stages(stages: Sequence[StageStatus]) -> None:
+    """As much side by side as fits; the rest in a line for each stage below, or all of it in paragraphs."""
+    from rnnq import query
+    from rnnq.cli import fit
+    from rnnq.cli.fit import Column
+
+    if not stages:
+        output.remark("there is no stage yet; `rnnq init DEFINITION` adds one")
+        return
+    counts = [Column("stage", "stage", 0), *(Column(state, state, 1, right=True) for state in query.STATES)]
+    ends = Column("eta", "ETA", 1)
+    more = [Column("total", "total", 1, right=True), Column("rate", "runs/h", 1, right=True)]
+    reckoned = Column("reckoned", "reckoned from", 1)
+    rows, width = [_stage_row(found) for found in stages], _width()
+    layouts = [([*counts, *more, ends, reckoned], ()), ([*counts, *more, ends], ("reckoned",))]
+    layouts += [([*counts, ends], ("all", "per_hour", "reckoned"))]
+    columns, below = next((layout for layout in layouts if fit.all_fit(rows, layout[0], width)), layouts[0])
+    _show(rows, columns)
+    for row in rows:
+        left_out = "; ".join(row[name] for name in below if row[name])
+        if left_out:
+            _say(f"{row['stage']}: {left_out}")
+
+
+def _say(text: str) -> None:
+    from textwrap import wrap
+
+    for line in wrap(text, _width() or 10_000, subsequent_indent="  "):
+        output.say(line)
+
+
+def _stage_row(found: StageStatus) -> dict[str, Any]:
+    return {
+        "stage": f"{found.stage} (paused)" if found.paused else found.stage,
+        **{state: f"{n:,}" for state, n in found.counts.items()},
+        "total": f"{found.total:,}",
+        "all": output.count(found.total, "run"),
+        "rate": rate_words(found),
+        "per_hour": rate_words(found) and f"{rate_words(found)} runs/h",
+        "eta": eta_words(found),
+        "reckoned": "" if found.eta_s == 0 else found.reckoned,
+    }
+
+
+def _show_workers(workers: Records) -> None:
+    from rnnq.cli.fit import Column
+
+    if not workers:
+        return
+    columns = [Column("worker", "worker", 0), Column("device", "device", 1, plain=True)]
+    columns += [Column("state", "state", 1, plain=True), Column("does", "does", 1, least=40, plain=True)]
+    columns += [Column("beat", "beat", 1)]
+    output.say("")
+    _show(
+        [{**row, "state": state_of(row), "does": _does(row), "beat": _ago(row["beat_s_ago"])} for row in workers],
+        columns,
+    )
+
+
+def _ago(seconds: float) -> str:
+    return f"{output.duration(max(seconds, 0))} ago"
+
+
+def _does(row: Mapping[str, Any]) -> str:
+    if row["run"] is None:
+        return idle_words(row)
+    share = f" of {row['budget']:,}" if row["budget"] else ""
+    loss = f", {'loss ' if row['metric'] == 'loss' else ''}{loss_words(row)}" if row["metric"] else ""
+    # the label comes last: it is the part that may be cut
+    return f"run {row['run']}, step {row['step']:,}{share}{loss}, {row['stage']}: {row['label']}"
+
+
+def _show_failures(failures: Records, stages: Sequence[StageStatus]) -> None:
+    from rnnq import status as overview
+    from rnnq.cli.fit import Column
+
+    if not failures:
+        return
+    columns = [Column("stage", "stage", 0), Column("n", "failed", 1, right=True)]
+    columns += [Column("cause", "cause", 1, plain=True), Column("such", "such as run", 1)]
+    columns += [Column("message", "message", 1, least=30, plain=True)]
+    output.say("")
+    _show([{**row, "n": f"{row['n']:,}", "such": output.cell(row["runs"])} for row in failures], columns)
+    if any(found.counts.get("failed", 0) > overview.FAILED for found in stages):
+        _say(f"of each stage the newest {overview.FAILED:,} failed runs are told apart")
+
+
+def _as_csv(stages: Sequence[StageStatus]) -> None:
+    from rnnq import query
+
+    rows = [{**asdict(found), **found.counts, "total": found.total} for found in stages]
+    numbers = ["total", "runs_per_hour", "eta_s", "eta_low_s", "eta_high_s"]
+    output.rows(Format.csv, rows, ["stage", "paused", *query.STATES, *numbers, "reckoned"])
+
+
+# ------------------------------------------------------------------------------------------------------ workers
+
+
+def workers(
+    db: Db = DB,
+    all: Annotated[bool, typer.Option("--all", help="Every worker there ever was, and what it ended.")] = False,
+    format: Rows = Format.table,
+) -> None:
+    """Who works, or was lost in the last hour: on what, since when, and when it last beat."""
+    from rnnq import db as database
+    from rnnq import status as overview
+
+    engine = database.open(db)
+    found = overview.all_workers(engine) if all else overview.workers(engine)
+    rows = [{**row, "state": state_of(row)} for row in found]
+    counted = ["done", "failed", "lost"] if all else []
+    if format is not Format.table:
+        columns = ["worker", "host", "pid", "device", "state", "run", "stage", "label", "scope", "since", "beat_s_ago"]
+        output.rows(format, rows, [*columns, "message", *counted])
+        return
+    if rows:
+        _show([_worker_row(row) for row in rows], _worker_columns(counted))
+    n = len({row["worker"] for row in rows})
+    output.remark(output.count(n, "worker") + ("" if all else ", live or lost in the last hour; --all shows every one"))
+
+
+def _worker_columns(counted: Sequence[str]) -> list[Column]:
+    from rnnq.cli.fit import Column
+
+    columns = [Column("worker", "worker", 0), Column("host", "host", 1), Column("pid", "pid", 1, right=True)]
+    columns += [Column("device", "device", 1, plain=True), Column("state", "state", 1, plain=True)]
+    columns += [Column("run", "run", 1, right=True), Column("scope", "bound to", 1)]
+    columns += [Column("since", "since", 1), Column("beat", "beat", 1)]
+    columns += [Column(name, name, 1, right=True) for name in counted]
+    return [*columns, Column("message", "message", 1, plain=True), Column("label", "label", 1, least=12, plain=True)]
+
+
+def _worker_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    same_day = time.localtime(row["since"])[:3] == time.localtime()[:3]
+    since = time.strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M", time.localtime(row["since"]))
+    label = "" if row["run"] is None else f"{row['stage']}: {row['label']}"
+    return {**row, "since": since, "beat": _ago(row["beat_s_ago"]), "label": label}
