@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,14 @@ LEASE = 60.0  # seconds; written into the database when it is made
 BUSY = 60.0  # seconds to wait for the write lock
 NOW = "(julianday('now') - 2440587.5) * 86400.0"  # unixepoch('subsec') is silently NULL before SQLite 3.42
 
+STEP = 1024  # pages that a backup copies at once
+# file systems of other hosts, on which SQLite's locks and shared memory do not hold
+NETWORK = ("nfs", "nfs4", "cifs", "smb", "smb3", "smbfs", "sshfs", "lustre", "gpfs", "beegfs", "beegfs_nodev", "ceph",
+           "ceph-fuse", "9p", "afs", "glusterfs")  # fmt: skip
+
 _jitter = random.Random()  # our own: a family draws from the global one, and its draws must not depend on our waits
 _WRITE = "rnnq_write"
+_PATIENCE = "rnnq_patience"
 _MAGIC = b"SQLite format 3\x00"
 
 
@@ -140,19 +147,20 @@ class _Median(_Numbers):
 
 
 def _on_begin(connection: Connection) -> None:
-    if connection.get_execution_options().get(_WRITE):
-        _patiently(connection, "BEGIN IMMEDIATE")
+    options = connection.get_execution_options()
+    if options.get(_WRITE):
+        _patiently(connection, "BEGIN IMMEDIATE", options.get(_PATIENCE, BUSY))
     else:
         connection.exec_driver_sql("BEGIN")
 
 
-def _patiently(connection: Connection, statement: str) -> None:
+def _patiently(connection: Connection, statement: str, patience: float = BUSY) -> None:
     """Run a statement that takes a lock. We poll by ourselves, shortly and with jitter.
 
     SQLite's own busy handler sleeps up to 100 ms between looks and has no queue, so that a process which looks
     seldom never meets the short gaps that a busy one leaves; and a change to WAL mode does not always ask it.
     """
-    deadline = time.monotonic() + BUSY
+    deadline = time.monotonic() + patience
     driver = connection.connection.driver_connection
     assert isinstance(driver, sqlite3.Connection)
     driver.execute("PRAGMA busy_timeout = 0")
@@ -181,10 +189,13 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
-def transaction(engine: Engine) -> Iterator[Connection]:
-    """A write transaction that holds the lock from its first statement. Raises DatabaseError."""
+def transaction(engine: Engine, patience: float = BUSY) -> Iterator[Connection]:
+    """A write transaction that holds the lock from its first statement.
+
+    `patience` is how many seconds to wait for the lock. Raises DatabaseError.
+    """
     with _translated(engine), engine.connect() as connection:
-        connection = connection.execution_options(**{_WRITE: True})
+        connection = connection.execution_options(**{_WRITE: True, _PATIENCE: patience})
         with connection.begin():
             yield connection
 
@@ -394,6 +405,128 @@ def lease_from_environment() -> float:
     if not 0.2 <= lease <= 86400:
         raise InputError(f"RNNQ_LEASE_S={given!r} is no number of seconds from 0.2 to 86400")
     return lease
+
+
+# --------------------------------------------------------------------------------------------------- backup
+
+
+def backup(engine: Engine, target: Path | None = None, watch: Callable[[int, int], None] | None = None) -> Path:
+    """A consistent copy of the database, also while workers write; returns where it is.
+
+    `watch` is told how many pages are copied, and of how many. Nobody waits for it: it reads one view, by steps.
+    The copy is written aside, looked through, brought down to the disk and then named; by default beside the database,
+    with the time in its name. Raises InputError for a name that is taken, DatabaseError for a copy with damage.
+    """
+    source = Path(engine.url.database or ".")
+    target = target or source.with_name(f"{source.name}.backup-{time.strftime('%Y%m%d-%H%M%S')}")
+    aside = _room_for_backup(target)
+    try:
+        with _translated(engine), reading(engine) as connection, closing(sqlite3.connect(aside)) as copy:
+            # read first: in a view that is held no write of another process makes the copying begin anew
+            connection.execute(text("SELECT 1 FROM sqlite_master")).all()
+            driver = connection.connection.driver_connection
+            assert isinstance(driver, sqlite3.Connection)
+            driver.backup(copy, pages=STEP, progress=lambda _, left, n: watch(n - left, n) if watch else None)
+        _refuse_damaged(aside)
+        _name_once(aside, target)
+    finally:
+        for ending in ("", "-journal", "-wal", "-shm"):
+            aside.with_name(aside.name + ending).unlink(missing_ok=True)
+    return target
+
+
+def _room_for_backup(target: Path) -> Path:
+    """An empty file beside the place of the copy, to be filled. Raises InputError for a place where none can be."""
+    if target.exists() or target.is_symlink():
+        raise InputError(f"{target} is there already; a backup overwrites nothing", "give it another name")
+    aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        aside.touch()
+    except OSError as error:
+        raise InputError(f"{target} cannot be written: {error.strerror}", "another folder may take it") from error
+    return aside
+
+
+def _refuse_damaged(copy: Path) -> None:
+    engine = _engine(copy)
+    try:
+        found = check(engine)
+    finally:
+        engine.dispose()
+    if found:
+        more = f", and {len(found) - 1:,} more" if len(found) > 1 else ""
+        hint = "`rnnq db check` tells whether the database is damaged, too; `cp` copies a database as it is"
+        raise DatabaseError(f"the copy is damaged, and was not kept: {found[0]}{more}", hint)
+
+
+def _name_once(aside: Path, target: Path) -> None:
+    """Give a file its name once it is on the disk; never that of another file."""
+    try:
+        _sync(aside)
+        _link(aside, target)
+        _sync(target.parent)
+    except FileExistsError as error:
+        raise InputError(f"{target} is there already; a backup overwrites nothing", "give it another name") from error
+    except OSError as error:
+        raise DatabaseError(f"the backup {target} could not be put in place: {error}") from error
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _link(aside: Path, target: Path) -> None:
+    """Unlike a rename, a hard link never replaces a file."""
+    try:
+        os.link(aside, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if target.exists():
+            raise
+        aside.rename(target)
+
+
+# ---------------------------------------------------------------------------------------------- file systems
+
+
+def file_system(path: Path, mounts: str | None = None) -> str | None:
+    """The kind of the file system that a path lies on, such as ext4 or nfs4; None where the system does not tell.
+
+    `mounts` is what /proc/mounts says, by default of this host.
+    """
+    if mounts is None:
+        try:
+            mounts = Path("/proc/mounts").read_text(errors="replace")
+        except OSError:
+            return None
+    place, found, depth = path.resolve(), None, -1
+    for line in mounts.splitlines():
+        fields = line.split(" ")
+        if len(fields) < 3:
+            continue
+        point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields[1]))  # a space is \040
+        # of two mounted on the same place the later one covers the other
+        if place.is_relative_to(point) and len(point.parts) >= depth:
+            found, depth = fields[2], len(point.parts)
+    return found
+
+
+def on_network(path: Path, mounts: str | None = None) -> str | None:
+    """The kind of a network file system that a path lies on; None for a local one."""
+    kind = file_system(path, mounts)
+    return kind if kind is not None and kind.removeprefix("fuse.") in NETWORK else None
+
+
+def network_warning(path: Path, kind: str) -> tuple[str, str]:
+    """What is wrong with a database on a network file system, and what to do."""
+    what = f"the database {path} lies on a network file system ({kind}), on which SQLite may lose what is written"
+    hint = "its log needs the shared memory of one host: keep the database on a local disk, and train on one host"
+    return what, f"{hint}; PostgreSQL, for many hosts, is planned"
 
 
 # ---------------------------------------------------------------------------------------------------- study

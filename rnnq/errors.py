@@ -5,6 +5,7 @@
     │   └── DataError         a corpus that is missing, too short, or not the one of the stage
     ├── DatabaseError         the database could not be opened, locked or written
     ├── LeaseLost             somebody else owns the run now
+    ├── WorkerBroken          several different runs failed at once on this worker: it is to blame, or may be
     ├── CheckpointError       a checkpoint file that cannot be written, or not be read just now
     │   └── Damaged           one that never can be: it is missing, holds other bytes, or is another run's
     └── Diverged              a loss that is not finite, or above the family's bound
@@ -57,6 +58,10 @@ class LeaseLost(RnnqError):
     """A write was refused because the run is no longer ours. The run goes on elsewhere; nothing is lost."""
 
     cause = "lost"
+
+
+class WorkerBroken(RnnqError):
+    """Several different runs failed at once on one worker; it leaves, and hands them back."""
 
 
 class CheckpointError(RnnqError):

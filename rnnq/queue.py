@@ -28,6 +28,9 @@ from rnnq.errors import DatabaseError, InputError, LeaseLost
 
 CHUNK = 2000  # rows a transaction of init inserts: about 0.05 s, so that nobody's heartbeat waits long
 LOST_LIMIT = 3  # attempts lost in a row without a new checkpoint, after which a run fails
+FAILED_LIMIT = 3  # attempts failed in a row without a new checkpoint, for a cause that can heal
+HEALING = ("oom", "stalled", "database")  # causes that another time, or another machine, may not have
+DELAY = 60.0  # seconds until a run that failed for such a cause is tried again; four times as many the next time
 
 Point = tuple[str, int, float]  # name, step, value
 Saved = Mapping[str, Any]  # a checkpoint file: path below the root, step, sha256, bytes
@@ -460,6 +463,8 @@ RETURNING id, attempt, lease_until, stage, family, label, config, fingerprint, p
           (SELECT data FROM stages WHERE name = runs.stage) AS data
 """
 
+_WAKE = "UPDATE runs SET state = 'pending', wake_at = NULL WHERE state = 'waiting' AND wake_at <= :now"
+
 _ATTEMPT = """
 INSERT INTO attempts (run_id, attempt, worker, host, device, started_at, git_commit, git_dirty, command_line,
                       versions, source_sha256)
@@ -485,6 +490,7 @@ def claim(
     """
     with db.transaction(engine) as connection:
         moment = db.clock(connection, now)
+        connection.execute(text(_WAKE), {"now": moment})
         values = {"worker": worker, "now": moment, "limit": limit, "stage": stage, "without": _dump(list(without))}
         rows = connection.execute(text(_CLAIM), values).all()
         rows = sorted(rows, key=lambda row: (-row.priority, row.id))
@@ -615,19 +621,26 @@ def restore(engine: Engine, claim: Claim, start: Start) -> None:
 
 
 def record(
-    engine: Engine, claim: Claim, step: int, points: Iterable[Point] = (), checkpoint: Saved | None = None
+    engine: Engine,
+    claim: Claim,
+    step: int,
+    points: Iterable[Point] = (),
+    checkpoint: Saved | None = None,
+    patience: float = db.BUSY,
 ) -> list[str]:
     """Write points, and a new checkpoint when there is one, in one fenced transaction.
 
-    Returns the paths of files that the row named before and no longer names: only now may they go. Raises LeaseLost.
+    `patience` is how many seconds to wait for the write lock. Returns the paths of files that the row named before
+    and no longer names: only now may they go. Raises LeaseLost.
     """
-    with db.transaction(engine) as connection:
+    with db.transaction(engine, patience) as connection:
         before = _files(connection, claim.run)
         changes = "steps_done = :step"
         values: dict[str, Any] = {"step": step}
         if checkpoint is not None:
-            # progress was saved: earlier losses no longer count, and the run may join a pack again
-            changes += ", checkpoint_prev = checkpoint, checkpoint = :checkpoint, lost = 0, pack_key = :pack_key"
+            # progress was saved: earlier losses and failures no longer count, and the run may join a pack again
+            changes += ", checkpoint_prev = checkpoint, checkpoint = :checkpoint, pack_key = :pack_key"
+            changes += ", lost = 0, failures = 0"
             values |= {"checkpoint": _dump(dict(checkpoint)), "pack_key": claim.pack_key}
         _write(connection, claim, changes, values)
         _insert_points(connection, claim.run, points)
@@ -688,16 +701,48 @@ def _insert_artifact(connection: Connection, run: int, kind: str, saved: Saved) 
     connection.execute(text(sql), {**saved, "run": run, "kind": kind})
 
 
-def fail(engine: Engine, claim: Claim, cause: str, message: str, trace: str = "", points: Iterable[Point] = ()) -> None:
-    """The run has failed, for a cause that trying again does not heal; its trace is kept whole. Raises LeaseLost."""
+def fail(
+    engine: Engine,
+    claim: Claim,
+    cause: str,
+    message: str,
+    trace: str = "",
+    points: Iterable[Point] = (),
+    heals: bool | None = None,
+    delay: float = DELAY,
+) -> str:
+    """The run has failed; its trace is kept whole. Returns its new state. Raises LeaseLost.
+
+    For a cause that `heals` (by default those of HEALING) it waits for `delay` seconds, four times as long the next
+    time, and is tried again from its checkpoint, until it has failed FAILED_LIMIT times without a new one.
+    """
+    message, points = clean_text(message), list(points)
+    heals = cause in HEALING if heals is None else heals
     with db.transaction(engine) as connection:
-        message, points = clean_text(message), list(points)
-        values = {"cause": cause, "message": message, "step": max((step for _, step, _ in points), default=0)}
-        changes = "failures = failures + 1, cause = :cause, message = :message"
+        sql = text("SELECT failures, wish FROM runs WHERE id = :run")
+        row = connection.execute(sql, {"run": claim.run}).one_or_none()
+        if row is None:
+            raise _lease_lost(connection, claim)
+        failures = row.failures + 1
+        state = "failed"
+        if heals and failures < FAILED_LIMIT:
+            state = "cancelled" if row.wish == "cancel" else "waiting"
+        values: dict[str, Any] = {"cause": cause, "message": message, "failures": failures}
+        values["step"] = max((step for _, step, _ in points), default=0)
+        changes = "failures = :failures, cause = :cause, message = :message"
         changes += ", steps_done = CASE WHEN :step > steps_done THEN :step ELSE steps_done END"
-        _end(connection, claim, "failed", changes, values)
+        if state == "waiting":
+            # alone, whatever it was that it ran into
+            changes += ", state = 'waiting', worker = NULL, lease_until = NULL, wish = NULL, pack_key = NULL"
+            values["wake"] = delay * 4 ** (failures - 1)
+            _write(connection, claim, f"{changes}, wake_at = {db.NOW} + :wake", values)
+        else:
+            _end(connection, claim, state, changes, values)
         _insert_points(connection, claim.run, points)
         _end_attempt(connection, claim, "failed", None, cause, message, clean_text(trace))
+        if state == "waiting":
+            _back_to_checkpoint(connection, claim.run)
+    return state
 
 
 def release(engine: Engine, claim: Claim, message: str = "") -> str:
@@ -716,6 +761,35 @@ def release(engine: Engine, claim: Claim, message: str = "") -> str:
         _end_attempt(connection, claim, ended, None, cause, clean_text(message))
         _back_to_checkpoint(connection, claim.run)
     return state
+
+
+def hand_back(engine: Engine, claims: Sequence[Claim], message: str) -> list[int]:
+    """Take back failures that were the worker's, not the runs': they are pending again, uncounted. Returns which.
+
+    Only what this worker's own attempt failed, and nobody has touched since; the trace stays with the attempt.
+    """
+    found = []
+    sql = """UPDATE runs SET state = 'pending', failures = CASE WHEN failures > 0 THEN failures - 1 ELSE 0 END,
+                    cause = NULL, message = NULL, ended_at = NULL, wake_at = NULL,
+                    steps_done = coalesce(json_extract(checkpoint, '$.step'), 0)
+             WHERE id = :run AND attempt = :attempt AND state IN ('failed', 'waiting')"""
+    back = "UPDATE attempts SET ended = 'released', message = :message WHERE run_id = :run AND attempt = :attempt"
+    with db.transaction(engine) as connection:
+        for claim in claims:
+            values = {"run": claim.run, "attempt": claim.attempt}
+            if connection.execute(text(sql), values).rowcount:
+                connection.execute(text(back), values | {"message": clean_text(message)})
+                found.append(claim.run)
+    return found
+
+
+def was_handed_back(engine: Engine, claim: Claim) -> bool:
+    """Whether an earlier attempt of the run failed and was handed back: another worker had no luck with it either."""
+    sql = """SELECT 1 FROM attempts WHERE run_id = :run AND attempt < :attempt AND ended = 'released'
+             AND traceback IS NOT NULL LIMIT 1"""
+    with db.reading(engine) as connection:
+        values = {"run": claim.run, "attempt": claim.attempt}
+        return connection.execute(text(sql), values).first() is not None
 
 
 def _back_to_checkpoint(connection: Connection, run: int) -> None:
@@ -844,8 +918,8 @@ def _lose(connection: Connection, row: Any, now: float, gone: bool) -> Reaped:
 
 def retry(engine: Engine, runs: Sequence[int]) -> list[int]:
     """Failed, cancelled and skipped runs are pending again, and go on from their checkpoints. Returns which."""
-    changes = """state = 'pending', ended_at = NULL, cause = NULL, message = NULL, wake_at = NULL, lost = 0,
-                 steps_done = coalesce(json_extract(checkpoint, '$.step'), 0)"""
+    changes = """state = 'pending', ended_at = NULL, cause = NULL, message = NULL, wake_at = NULL,
+                 lost = 0, failures = 0, steps_done = coalesce(json_extract(checkpoint, '$.step'), 0)"""
     return _steer(engine, "retry", runs, changes, "state IN ('failed', 'cancelled', 'skipped')")
 
 

@@ -99,6 +99,7 @@ runs = Table(
     Column("priority", Integer, nullable=False, server_default=sa.text("0")),
     Column("pack_key", Text),
     Column("attempt", Integer, nullable=False, server_default=sa.text("0")),  # only ever grows: the fencing token
+    # since the last new checkpoint, or the last retry by a person
     Column("failures", Integer, nullable=False, server_default=sa.text("0")),
     Column("lost", Integer, nullable=False, server_default=sa.text("0")),  # attempts lost since the last new checkpoint
     Column("worker", Text, ForeignKey("workers.id")),
@@ -151,6 +152,12 @@ runs = Table(
         "lease_until",
         sqlite_where=sa.text("state = 'running'"),
         postgresql_where=sa.text("state = 'running'"),
+    ),
+    Index(
+        "ix_runs_wake",
+        "wake_at",
+        sqlite_where=sa.text("state = 'waiting'"),
+        postgresql_where=sa.text("state = 'waiting'"),
     ),
     Index(
         "ix_runs_worker",

@@ -2,7 +2,7 @@
 
 The main thread trains; a second one beats for the runs that are held. Whoever watches (a progress bar, a test)
 gets events by name: started, claimed, restored, recorded, written (a checkpoint aside), saved, done, failed,
-released, cancelled, lost, reaped, idle.
+delayed (failed, to be tried again), released, cancelled, lost, reaped, away (the database), idle.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import dataclasses
 import json
 import os
 import random
+import re
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -23,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from sqlalchemy import Engine
@@ -31,15 +33,22 @@ from sqlalchemy import Engine
 import rnnq
 from rnnq import checkpoint, config, db, families, host, logs, processes, queue, sweep, train
 from rnnq.checkpoint import Owner, Saved
-from rnnq.errors import CheckpointError, DatabaseError, DataError, InputError, LeaseLost, RnnqError
+from rnnq.errors import CheckpointError, DatabaseError, DataError, InputError, LeaseLost, RnnqError, WorkerBroken
 from rnnq.families.base import Family, Generator
 from rnnq.queue import Claim, Point
 from rnnq.train import Every
 
 Watcher = Callable[[str, Mapping[str, Any]], None]
+T = TypeVar("T")
 
 FLUSH = 1.0  # seconds between two writes of points, so that many short runs do not fight for the lock
 IDLE = 1.0  # seconds between two looks for work
+AWAY = 1800.0  # seconds that the database may be away before a worker gives up
+HELD = 1_000_000  # points of a run that wait in memory while it is away; of more, the run stops and waits, too
+SHORT = 2.0  # seconds that a training run waits for the write lock before it trains on
+QUICK = 60.0  # a run that fails sooner may have failed for the worker's sake
+BREAKER = 5  # different runs that fail so in a row, without one that ends well between them: then the worker leaves
+STALL = 900.0  # seconds without a step, or fifty times the slowest step so far if that is more: the run is stalled
 _jitter = random.Random()  # our own: a family draws from the global one, and its draws must not depend on our waits
 
 
@@ -91,13 +100,14 @@ class Worker:
         every: Every,
         watch: Watcher,
         keep_logs: bool = True,
+        keep_going: bool = False,
     ) -> None:
         self.engine, self.device, self.scope, self.defs, self.every = engine, device, scope, defs, every
-        self._watch, self.keep_logs = watch, keep_logs
+        self._watch, self.keep_logs, self.keep_going = watch, keep_logs, keep_going
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.study, self.lease, self.root = db.study(engine)
         self.stop = Stop()
-        self.pulse = Pulse(engine, self.id, self.lease, self._reaped)
+        self.pulse = Pulse(engine, self.id, self.lease, self._reaped, self._look_for_stall)
         commit, dirty = host.git_state(Path.cwd())
         self.provenance = {
             "host": host.name(),
@@ -108,6 +118,12 @@ class Worker:
             "versions": json.dumps(host.versions(), sort_keys=True),
         }
         self.unfit: dict[str, _NotHere] = {}  # stages whose code or data this machine lacks
+        self.device_broke = False
+        self.desk: RunDesk | None = None  # of the run that is being trained
+        self._looked = time.monotonic()
+        self.delay = _seconds_from_environment("RNNQ_RETRY_S", queue.DELAY)
+        self.stall = _seconds_from_environment("RNNQ_STALL_S", STALL)
+        self.quick: list[tuple[Claim, str, str]] = []  # runs that failed at once, in a row: why, and at which place
         self._definitions: dict[tuple[str, str], sweep.Definition] = {}
 
     def watch(self, event: str, details: Mapping[str, Any]) -> None:
@@ -127,6 +143,9 @@ class Worker:
             try:
                 failed = self._train_all()
                 why = "a signal" if self.stop.is_set() else "asked to" if self.pulse.asked else "nothing left to do"
+            except WorkerBroken as error:
+                why = f"stopped itself: {error.message}"
+                raise
             finally:
                 self.pulse.stop()
                 with contextlib.suppress(RnnqError):
@@ -140,12 +159,12 @@ class Worker:
     def _train_all(self) -> int:
         trained = failed = 0
         while not self.stop.is_set() and self.pulse.asked is None and trained != self.scope.runs:
-            self._reaped(self.pulse.reap())
-            claims = queue.claim(self.engine, self.id, self.provenance, stage=self.scope.stage, without=self.unfit)
+            claims = self.insist(self._claim)
             if claims:
                 trained += 1
                 failed += self._hold(claims[0]) == "failed"
-            elif self._is_over():
+                self._break()
+            elif self.insist(self._is_over):
                 break
             else:
                 self.watch("idle", {})
@@ -153,6 +172,26 @@ class Worker:
         if self.unfit and not self.is_to_stop():
             raise next(iter(self.unfit.values()))
         return failed
+
+    def _claim(self) -> list[Claim]:
+        self._reaped(self.pulse.reap())
+        return queue.claim(self.engine, self.id, self.provenance, stage=self.scope.stage, without=self.unfit)
+
+    def insist(self, write: Callable[[], T]) -> T:
+        """Do it, and again, with jitter, while the database is away.
+
+        Raises DatabaseError after AWAY seconds, or a minute when this worker is to leave; and whatever `write` raises.
+        """
+        began = time.monotonic()
+        while True:
+            try:
+                return write()
+            except DatabaseError as error:
+                patience = db.BUSY if self.is_to_stop() else AWAY
+                if time.monotonic() - began > patience:
+                    raise
+                self.watch("away", {"message": error.message, "waiting": len(self.desk.waiting) if self.desk else 0})
+            self.stop.wait(_jitter.uniform(0.2, 3.0))
 
     def _is_over(self) -> bool:
         if self.scope.wait:
@@ -170,16 +209,49 @@ class Worker:
         self.pulse.hold(claim)
         self.watch("claimed", {"claim": claim})
         began = time.monotonic()
+        desk = self.desk = RunDesk(self, claim)
         try:
-            ended, details = self._end(claim)
+            ended, details = self._end(claim, desk)
         finally:
+            self.desk = None
             self.pulse.drop(claim)
-        self.watch(ended, {"claim": claim, "seconds": time.monotonic() - began, **details})
+        took = time.monotonic() - began
+        self.watch(ended, {"claim": claim, "seconds": took, **details})
+        self._count(claim, ended, took, details)
         return ended
 
-    def _end(self, claim: Claim) -> tuple[str, dict[str, Any]]:
+    def _count(self, claim: Claim, ended: str, took: float, details: Mapping[str, Any]) -> None:
+        """Failures that may be this worker's own: quick, in a row, at one place, of runs that failed nowhere else."""
+        if ended not in ("failed", "delayed"):
+            self.quick = [] if ended == "done" else self.quick
+            return
+        place = details["place"]
+        if (
+            took >= QUICK
+            or details["cause"] == "diverged"
+            or self.insist(lambda: queue.was_handed_back(self.engine, claim))
+        ):
+            self.quick = []
+        elif any(seen.run != claim.run and where != place for seen, _, where in self.quick):
+            self.quick = [(claim, details["message"], place)]
+        elif all(seen.run != claim.run for seen, _, _ in self.quick):
+            self.quick.append((claim, details["message"], place))
+
+    def _break(self) -> None:
+        """Leave, and take back what failed here, once the worker itself must be suspected. Raises WorkerBroken."""
+        if self.keep_going or len(self.quick) < BREAKER:
+            return
+        claims, messages, _ = zip(*self.quick, strict=True)
+        why = f"{len(claims)} different runs failed within seconds on this worker; the last: {messages[-1]}"
+        back = self.insist(lambda: queue.hand_back(self.engine, claims, f"handed back: {why}"))
+        raise WorkerBroken(
+            f"{why}; handed back uncounted: runs {', '.join(map(str, back))}",
+            "is the device, the disk or the code here broken? `rnnq show RUN` has the traces; a run that fails on a "
+            "second worker stays failed, and `--keep-going` blames the runs at once",
+        )
+
+    def _end(self, claim: Claim, desk: RunDesk) -> tuple[str, dict[str, Any]]:
         """How the run ends. What ends the worker, too, is raised once the run is given back."""
-        desk = RunDesk(self, claim)
         try:
             with logs.kept(self.root, self.study, claim.run, claim.attempt, self.keep_logs):
                 return self._train(claim, desk)
@@ -200,20 +272,28 @@ class Worker:
             # as words: the exception holds the frames, and these all the tensors of the run that failed
             words = _cause(error), _message(error), "".join(traceback.format_exception(error))
             if isinstance(error, torch.AcceleratorError):
+                self.device_broke = True
                 self.stop.set()  # after such an error the device is of no use to this process
         try:
-            return "failed", self._fail(claim, desk, *words)
+            details = self._fail(claim, desk, *words)
+            return ("failed" if details["state"] == "failed" else "delayed"), details
         except LeaseLost as error:
             return "lost", {"message": error.message}
 
     def _fail(self, claim: Claim, desk: RunDesk, cause: str, message: str, trace: str) -> dict[str, Any]:
+        # after an error of the device it is not sure who is to blame: another worker may have more luck
+        heals = True if self.device_broke else None
+
+        def fail(points: Sequence[Point]) -> str:
+            return queue.fail(self.engine, claim, cause, message, trace, points, heals, self.delay)
+
         try:
-            queue.fail(self.engine, claim, cause, message, trace, desk.waiting)
+            state = self.insist(lambda: fail(desk.waiting))
         except (LeaseLost, DatabaseError):
             raise
         except Exception:  # it may be the points that no database takes, and why the run failed
-            queue.fail(self.engine, claim, cause, message, trace)
-        return {"cause": cause, "message": message}
+            state = self.insist(lambda: fail(()))
+        return {"cause": cause, "message": message, "state": state, "place": _place(trace)}
 
     def _train(self, claim: Claim, desk: RunDesk) -> tuple[str, dict[str, Any]]:
         family = self._family(claim)
@@ -262,15 +342,62 @@ class Worker:
             checkpoint=asdict(saved) if saved else None,
             problems=problems,
         )
-        queue.restore(self.engine, claim, start)
+        self.insist(lambda: queue.restore(self.engine, claim, start))
         desk.exact = start.exact
         self.watch("restored", {"claim": claim, "step": step, "problems": problems, "exact": start.exact})
         return state
+
+    def _look_for_stall(self) -> None:
+        """End this process, and its run as stalled, when no step has ended for very long. The heartbeat calls it."""
+        desk, now = self.desk, time.monotonic()
+        slept = now - self._looked > self.lease  # this process was stopped as a whole: that is no stall
+        self._looked = now
+        if desk is None:
+            return
+        if slept:
+            desk.stepped = now
+        limit = max(self.stall, 50 * desk.slowest)
+        if now - desk.stepped <= limit:
+            return
+        message = f"no step has ended for {now - desk.stepped:.0f} s; the slowest before took {desk.slowest:.1f} s"
+        with contextlib.suppress(RnnqError):
+            queue.fail(self.engine, desk.claim, "stalled", message, _stacks(), desk.waiting, None, self.delay)
+            queue.leave(self.engine, self.id, f"stopped itself: run {desk.claim.run} stalled: {message}")
+        self.watch("stalled", {"claim": desk.claim, "message": message})
+        os._exit(1)  # the thread that trains cannot be ended otherwise
 
 
 class _NotHere(InputError):
     """The code of a run's family, or its corpus, is not on this machine, or not as it was: no run of the stage can be
     trained here, and none of them is to blame."""
+
+
+def _place(trace: str) -> str:
+    """Where an error was raised, and its kind: failures that have one cause share it."""
+    frames = re.findall(r'^ +File "(.*)", line (\d+)', trace, re.M)
+    kind = trace.strip().rpartition("\n")[2].partition(":")[0]
+    return f"{frames[-1] if frames else ''} {kind}"
+
+
+def _stacks() -> str:
+    """Where each thread of this process stands."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"thread {names.get(ident, ident)}:\n" + "".join(traceback.format_stack(frame))
+        for ident, frame in sys._current_frames().items()
+    )
+
+
+def _seconds_from_environment(name: str, default: float) -> float:
+    """A number of seconds that an environment variable may say. Raises InputError."""
+    given = os.environ.get(name)
+    try:
+        seconds = default if given is None else float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 86400:
+        raise InputError(f"{name}={given!r} is no number of seconds from 0 to 86400")
+    return seconds
 
 
 def _cause(error: BaseException) -> str:
@@ -326,10 +453,14 @@ class RunDesk:
         self.numerics: dict[str, Any] = {}
         self.exact = True
         self.waiting: list[Point] = []
-        self.flushed = time.monotonic()
+        self.due = time.monotonic() + FLUSH  # when points are written next
+        self.away: float | None = None  # since when the database does not answer
+        self.stepped, self.slowest = time.monotonic(), 0.0  # the end of the last step; seconds that the slowest took
 
     def wish(self) -> bool:
         """Whether to checkpoint and stop. Raises LeaseLost once a beat has found that the run is not ours."""
+        now = time.monotonic()
+        self.slowest, self.stepped = max(self.slowest, now - self.stepped), now
         if self.claim.run in self.worker.pulse.lost:
             raise LeaseLost(f"run {self.claim.run} attempt {self.claim.attempt} is no longer ours")
         return self.worker.is_to_stop() or self.claim.run in self.worker.pulse.wishes
@@ -337,19 +468,44 @@ class RunDesk:
     def record(self, step: int, points: Sequence[Point]) -> None:
         """Keep points, and write them when the last write is long enough ago."""
         self.waiting += points
-        if time.monotonic() - self.flushed >= FLUSH:
-            queue.record(self.worker.engine, self.claim, step, self.waiting)
-            self._written()
+        if time.monotonic() >= self.due:
+            self._write(step)
         self.worker.watch("recorded", {"claim": self.claim, "step": step, "points": points})
 
     def save(self, step: int, points: Sequence[Point], state: Mapping[str, Any]) -> None:
         """A checkpoint: first the file, then the row that names it, then the file that it no longer names."""
         self.waiting += points
         saved = self._file(step, state)
-        old = queue.record(self.worker.engine, self.claim, step, self.waiting, asdict(saved))
-        self._written()
+        if self._write(step, saved):
+            self.worker.watch("saved", {"claim": self.claim, "step": step, "path": saved.path, "points": points})
+
+    def _write(self, step: int, saved: Saved | None = None) -> bool:
+        """Write what waits, and a checkpoint; whether that could be done. While it cannot, training goes on.
+
+        A file that no row has come to name is garbage, and the next one is made in its time.
+        """
+        named = asdict(saved) if saved else None
+
+        def write(patience: float = db.BUSY) -> list[str]:
+            return queue.record(self.worker.engine, self.claim, step, self.waiting, named, patience)
+
+        try:
+            old = write(SHORT) if len(self.waiting) < HELD else self.worker.insist(write)
+        except DatabaseError as error:
+            self._is_away(error)
+            return False
+        self.waiting, self.due, self.away = [], time.monotonic() + FLUSH, None
         self._remove(old)
-        self.worker.watch("saved", {"claim": self.claim, "step": step, "path": saved.path, "points": points})
+        return True
+
+    def _is_away(self, error: DatabaseError) -> None:
+        """Try again after a while. Raises the error once that has gone on for too long."""
+        now = time.monotonic()
+        self.away = self.away or now
+        if now - self.away > AWAY:
+            raise error
+        self.due = now + _jitter.uniform(0.5, 1.5) * min(30.0, max(FLUSH, now - self.away))
+        self.worker.watch("away", {"message": error.message, "waiting": len(self.waiting)})
 
     def leave_behind(self, points: Sequence[Point]) -> None:
         """What was measured and not yet handed over when training ended by an error; `fail` writes it."""
@@ -357,23 +513,33 @@ class RunDesk:
 
     def give_back(self, outcome: train.Outcome) -> str:
         """Checkpoint and release; returns what that came to: released, or cancelled."""
+        engine, claim, insist = self.worker.engine, self.claim, self.worker.insist
         if outcome.state is not None:
-            self.save(outcome.step, outcome.points, outcome.state)
-        wish = self.worker.pulse.wishes.get(self.claim.run)
+            self.waiting += outcome.points
+            saved = self._file(outcome.step, outcome.state)
+            old = insist(lambda: queue.record(engine, claim, outcome.step, self.waiting, asdict(saved)))
+            self._remove(old)
+            details = {"claim": claim, "step": outcome.step, "path": saved.path, "points": outcome.points}
+            self.worker.watch("saved", details)
+        wish = self.worker.pulse.wishes.get(claim.run)
         why = {"pause": "its stage was paused", "cancel": "it was cancelled"}.get(wish or "", "asked to stop")
-        state = queue.release(self.worker.engine, self.claim, why)
+        state = insist(lambda: queue.release(engine, claim, why))
         return "cancelled" if state == "cancelled" else "released"
 
     def finish(self, outcome: train.Outcome, primary: str) -> None:
         """The final checkpoint, then everything else in one transaction."""
+        engine, claim = self.worker.engine, self.claim
         last = best = None
         if outcome.state is not None:
             last = self._file(outcome.step, outcome.state)
             best = self._best(outcome, last)
         files = {name: asdict(saved) for name, saved in (("checkpoint", last), ("best", best)) if saved}
         points = [*self.waiting, *outcome.points]
-        old = queue.finish(self.worker.engine, self.claim, outcome.step, outcome.summary, primary, points, **files)
-        self._remove(old)
+        self._remove(
+            self.worker.insist(
+                lambda: queue.finish(engine, claim, outcome.step, outcome.summary, primary, points, **files)
+            )
+        )
 
     def _remove(self, paths: Sequence[str]) -> None:
         """Only files of this very run: a row may come from anywhere, and name another's."""
@@ -391,9 +557,6 @@ class RunDesk:
         self.worker.watch("written", {"claim": self.claim, "step": step, "aside": aside})
         return checkpoint.publish(self.worker.root, path, aside, step)
 
-    def _written(self) -> None:
-        self.waiting, self.flushed = [], time.monotonic()
-
 
 class Pulse:
     """The heartbeat: a thread that renews the leases of the runs that are held, and reaps those of the dead.
@@ -404,9 +567,14 @@ class Pulse:
     """
 
     def __init__(
-        self, engine: Engine, worker: str, lease: float, reaped: Callable[[Sequence[queue.Reaped]], None]
+        self,
+        engine: Engine,
+        worker: str,
+        lease: float,
+        reaped: Callable[[Sequence[queue.Reaped]], None],
+        look: Callable[[], None] = lambda: None,
     ) -> None:
-        self.engine, self.worker, self.lease, self.reaped = engine, worker, lease, reaped
+        self.engine, self.worker, self.lease, self.reaped, self.look = engine, worker, lease, reaped, look
         self.lost: set[int] = set()
         self.wishes: dict[int, str] = {}  # run -> what its owner shall do: cancel, pause
         self.asked: str | None = None  # of the worker itself: stop, drain
@@ -453,6 +621,7 @@ class Pulse:
 
     def _run(self) -> None:
         while not self._ended.wait(self.lease / 4):
+            self.look()
             try:
                 self._beat()
                 self.reaped(self.reap())

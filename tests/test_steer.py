@@ -172,7 +172,7 @@ def test_a_retried_run_goes_on_from_its_checkpoint_and_counts_its_losses_anew(en
     queue.fail(engine, claim, "bug", "m")
     steer.retry(engine, Choice((1,)))
     row = runs.show(engine, 1)
-    assert (row["steps_done"], row["failures"], row["lost"], row["attempt"]) == (6, 1, 0, 1)
+    assert (row["steps_done"], row["failures"], row["lost"], row["attempt"]) == (6, 0, 0, 1)
     assert claim_one(engine).checkpoint == {"path": "p", "step": 6, "sha256": "x", "bytes": 1}
 
 

@@ -127,6 +127,7 @@ ENDS = {  # mood -> cause, what its message says
 def bad(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Study, str]]:
     """A study of a run of each mood after one `rnnq worker`, and what it wrote."""
     with Study(tmp_path_factory.mktemp("bad")) as study:
+        study.environment["RNNQ_RETRY_S"] = "0.01"
         study.rnnq("init", study.define(moods(*ENDS)))
         yield study, study.rnnq("worker", code=1)
 
@@ -136,12 +137,14 @@ def test_one_bad_run_is_written_down_whole_and_ends_no_other(bad, mood):
     study, output = bad
     run = list(ENDS).index(mood) + 1
     row, (cause, message) = study.run(run), ENDS[mood]
-    [attempt] = row["attempts"]
+    # what may heal is tried again, twice
+    assert len(row["attempts"]) == (3 if cause == "oom" else 1)
+    attempt = row["attempts"][-1]
     assert row["config"]["mood"] == mood
     if cause is None:
         assert (row["state"], row["loss"], attempt["ended"]) == ("done", 1 / 3, "done")
         return
-    assert (row["state"], row["cause"], row["failures"]) == ("failed", cause, 1)
+    assert (row["state"], row["cause"], row["failures"]) == ("failed", cause, len(row["attempts"]))
     assert (attempt["ended"], attempt["cause"]) == ("failed", cause)
     assert message in row["message"]
     assert message in attempt["message"]
@@ -165,6 +168,64 @@ def test_a_run_whose_family_cannot_be_made_fails_alone(study):
     assert study.states() == {1: "failed", 2: "done"}
     assert study.ended() == [("failed", "bug")]
     assert "its own file is missing" in study.run()["message"]
+
+
+BROKEN = """
+import os
+import rnnq
+
+class Config(rnnq.Config):
+    pass
+
+@rnnq.family(Config)
+def works_elsewhere(config):
+    if not os.path.exists("mended"):
+        raise RuntimeError(f"no kernel image is available for run {config.seed}")
+    yield {"loss": 1.0}
+
+stage = rnnq.stage("broken", works_elsewhere, rnnq.grid(seed=list(range(12))))
+"""
+
+
+def test_a_worker_on_which_several_runs_fail_at_once_leaves_and_hands_them_back(study):
+    study.rnnq("init", study.define(BROKEN))
+    said = study.rnnq("worker", code=1)
+    assert "error: 5 different runs failed within seconds on this worker" in said
+    assert "no kernel image is available for run 4" in said
+    assert "handed back uncounted: runs 1, 2, 3, 4, 5" in said
+    assert set(study.states().values()) == {"pending"}
+    assert study.rows("SELECT DISTINCT failures FROM runs") == [{"failures": 0}]
+    [attempt] = study.run(1)["attempts"]
+    assert attempt["ended"] == "released"
+    assert attempt["traceback"].startswith("Traceback")
+    assert "stopped itself: 5 different runs" in study.rows("SELECT message FROM workers")[0]["message"]
+
+    (study.folder / "mended").touch()
+    study.rnnq("worker")
+    assert set(study.states().values()) == {"done"}
+
+
+def test_runs_that_fail_on_a_second_worker_stay_failed(study):
+    study.rnnq("init", study.define(BROKEN))
+    study.rnnq("worker", code=1)
+    said = study.rnnq("worker", code=1)  # the first five again, and five that nobody has tried before
+    assert "handed back uncounted: runs 6, 7, 8, 9, 10" in said
+    assert [run for run, state in study.states().items() if state == "failed"] == [1, 2, 3, 4, 5]
+
+
+def test_a_worker_that_is_to_keep_going_blames_the_runs(study):
+    study.rnnq("init", study.define(BROKEN))
+    study.rnnq("worker", "--keep-going", code=1)
+    assert set(study.states().values()) == {"failed"}
+
+
+def test_runs_that_fail_at_different_places_or_beside_good_ones_are_to_blame_themselves(study):
+    study.rnnq("init", study.define(BROKEN.replace('os.path.exists("mended")', "config.seed % 4 == 0")))
+    study.define(moods("raises", "strange", "unspeakable", "leaves", "names numbers"), "other.py")
+    study.rnnq("init", "defs/other.py")
+    study.rnnq("worker", code=1)
+    assert list(study.states().values()).count("failed") == 9 + 5
+    assert "pending" not in study.states().values()
 
 
 DYNAMICS = """

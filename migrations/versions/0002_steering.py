@@ -157,6 +157,14 @@ def _runs() -> None:
     )
     op.create_index("ix_runs_loss", "runs", ["stage", "loss"], unique=False)
     op.create_index(
+        "ix_runs_wake",
+        "runs",
+        ["wake_at"],
+        unique=False,
+        sqlite_where=sa.text("state = 'waiting'"),
+        postgresql_where=sa.text("state = 'waiting'"),
+    )
+    op.create_index(
         "ix_runs_worker",
         "runs",
         ["worker"],

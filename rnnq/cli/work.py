@@ -36,6 +36,9 @@ def worker(
     keep_logs: Annotated[
         bool, typer.Option("--logs/--no-logs", help="Keep what runs print for `rnnq logs`, or let it be seen here.")
     ] = True,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Do not leave when several different runs fail at once.")
+    ] = False,
     stop: Annotated[
         str | None, typer.Option("--stop", help="Ask this worker (see `rnnq workers`), or all, to give back and leave.")
     ] = None,
@@ -71,7 +74,7 @@ def worker(
     scope = work.Scope(stage, runs, drain, wait)
     says_cpu = chosen.type == "cpu" and device == "auto"
     with Display(bar, says_cpu, lambda: queue.count(engine, stage)) as display:
-        code = work.Worker(engine, chosen, scope, defs, every, display.on_event, keep_logs).work()
+        code = work.Worker(engine, chosen, scope, defs, every, display.on_event, keep_logs, keep_going).work()
     raise typer.Exit(code)
 
 
@@ -179,6 +182,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """A line above the bar; on a terminal it first clears the line on which another worker's bar may stand."""
+        text = output.harmless(text)
         if self.progress is not None:
             self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -237,6 +241,13 @@ class Display:
 
     def _released(self, details: Mapping[str, Any]) -> None:
         self._ended(details, f"given back at step {details['step']:,}")
+
+    def _delayed(self, details: Mapping[str, Any]) -> None:
+        message = details["message"].splitlines()[0] if details["message"] else ""
+        self._ended(details, f"failed ({details['cause']}), to be tried again: {message}")
+
+    def _away(self, details: Mapping[str, Any]) -> None:
+        self.line(f"the database does not answer; training goes on, {details['waiting']:,} points wait")
 
     def _cancelled(self, details: Mapping[str, Any]) -> None:
         self._ended(details, f"cancelled at step {details['step']:,}")
