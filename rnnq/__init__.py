@@ -20,6 +20,7 @@ _EXPORTS = {
     "configs": "rnnq.sweep",
     "family": "rnnq.families.base",
     "grid": "rnnq.sweep",
+    "load": "rnnq.study",
     "stage": "rnnq.sweep",
     "union": "rnnq.sweep",
     "zip": "rnnq.sweep",

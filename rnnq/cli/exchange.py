@@ -1,0 +1,178 @@
+"""rnnq export, import: tables for other programs, and results of other programs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rnnq.cli import complete, output
+from rnnq.cli.options import DB, DEFS, Db, Defs, DryRun, Filter, Format, Rows, Stage
+
+if TYPE_CHECKING:
+    from rnnq.exchange import Export, Import
+    from rnnq.queue import Added
+
+PATIENCE = 2.0  # seconds after which something that is still going on gets a bar
+
+
+class What(StrEnum):
+    """What a row of an export is."""
+
+    runs = "runs"
+    groups = "groups"
+    curves = "curves"
+
+
+# -------------------------------------------------------------------------------------------------------- export
+
+
+def export(
+    what: Annotated[What, typer.Argument(help="What a row is: a run, a group of seeds, or a point.")] = What.runs,
+    stage: Stage = None,
+    filter: Filter = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="Only this metric or curve; may be repeated.", autocompletion=complete.metrics),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="FILE.csv or FILE.parquet; default: CSV to standard output.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    db: Db = DB,
+) -> None:
+    """Runs, groups or curves as CSV or Parquet, exact to the bit."""
+    from rnnq import db as database
+    from rnnq import exchange
+
+    if out is not None:
+        exchange.check_target(out, force)
+    found = exchange.export(database.open(db), what.value, stage, filter, metric or ())
+    if out is None:
+        _to_stdout(found)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half-written is taken away
+        with closing(_watched(found)) as frames:
+            rows = exchange.write_file(frames, out, force)
+        output.remark(f"{output.count(rows, _noun(what, rows))} to {out}")
+    if not found.runs:
+        output.remark(f"no run{f' of stage {stage}' if stage else ''} fulfils {filter}" if filter else "no runs")
+
+
+def _noun(what: What, rows: int) -> str:
+    return {What.runs: "run", What.groups: "group", What.curves: "point"}[what]
+
+
+def _to_stdout(found: Export) -> None:
+    from rnnq import exchange
+
+    # the same bytes whatever the terminal speaks
+    sys.stdout.reconfigure(encoding="utf-8", newline="")  # type: ignore[union-attr]
+    frames = (frame for _, frame in found.pieces) if sys.stdout.isatty() else _watched(found)
+    # a reader that has gone, as `head` does, is no error; left to click it would be one
+    with suppress(BrokenPipeError), closing(frames):
+        exchange.write_csv(frames, sys.stdout)
+
+
+def _watched(found: Export) -> Generator[Any, None, None]:
+    """The frames, with a bar on a terminal."""
+    with _bar("writing runs", found.runs) as advance:
+        for runs, frame in found.pieces:
+            yield frame
+            advance(runs)
+
+
+@contextmanager
+def _bar(words: str, total: int) -> Iterator[Any]:
+    """A progress bar on a terminal for what takes longer than PATIENCE; yields what moves it on."""
+    if not sys.stderr.isatty():
+        yield lambda step: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(words), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    shown, began = bar.add_task(words, total=total), time.monotonic()
+    with ExitStack() as stack:
+
+        def advance(step: int) -> None:
+            bar.advance(shown, step)
+            if not bar.live.is_started and time.monotonic() - began > PATIENCE:
+                stack.enter_context(bar)
+
+        yield advance
+
+
+# -------------------------------------------------------------------------------------------------------- import
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A table: FILE.csv or FILE.parquet.")],
+    stage: Annotated[
+        str,
+        typer.Option(
+            "--stage", help="The stage that the runs become part of; made if need be.", autocompletion=complete.stages
+        ),
+    ],
+    family: Annotated[str, typer.Option("--family", help="Its family: a name, or defs/file.py:name.")],
+    loss: Annotated[str, typer.Option("--loss", help="The column of the family's primary metric.")] = "loss",
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", help="COLUMN=NAME: another metric; a new one as COLUMN=NAME:min, or :max."),
+    ] = None,
+    field: Annotated[
+        list[str] | None, typer.Option("--field", help="COLUMN=FIELD, where they are called differently.")
+    ] = None,
+    ignore: Annotated[
+        list[str] | None, typer.Option("--ignore", help="A column to leave out; may be repeated.")
+    ] = None,
+    db: Db = DB,
+    defs: Defs = DEFS,
+    dry_run: DryRun = False,
+    format: Rows = Format.table,
+) -> None:
+    """Results from elsewhere become finished runs, for examine and promote. The columns are config fields."""
+    from rnnq import db as database
+    from rnnq import exchange, queue
+
+    request = exchange.Request(file, stage, family, loss, metric or (), field or (), ignore or (), defs)
+    is_there = database.path_of(db).exists()
+    made = exchange.prepare(database.open(db) if is_there else None, request, _counted)
+    if not dry_run:
+        created = None if is_there else database.upgrade(db)
+        if created:
+            output.remark(created)
+        [added] = queue.init(database.open(db), [made.stage])
+    elif is_there:
+        [added] = queue.preview(database.open(db), [made.stage])
+    else:
+        added = queue.Added(made.stage.name, len(made.stage.runs), 0, ())
+    _show_import(made, added, dry_run, format)
+
+
+def _counted(rows: Iterable[Any]) -> Iterator[Any]:
+    with _bar("checking rows", len(rows)) as advance:  # type: ignore[arg-type]
+        for row in rows:
+            yield row
+            advance(1)
+
+
+def _show_import(made: Import, added: Added, dry_run: bool, format: Format) -> None:
+    numbers = {"stage": added.stage, "added": added.added, "present": added.present}
+    more = {"without_loss": made.without_loss, "left_out": made.left_out}
+    output.rows(format, [numbers | more], [*numbers, *(name for name, n in more.items() if n or format is Format.csv)])
+    if format is not Format.table:
+        return
+    output.remark(f"{'would add' if dry_run else 'added'} {output.count(added.added, 'run')}")
+    if made.without_loss:
+        output.remark(f"{output.count(made.without_loss, 'run')} without a loss: it was not finite")
+    if made.left_out:
+        output.remark(f"{output.count(made.left_out, 'run')} of the file left out: they had not finished")
