@@ -410,12 +410,15 @@ def lease_from_environment() -> float:
 # --------------------------------------------------------------------------------------------------- backup
 
 
-def backup(engine: Engine, target: Path | None = None, watch: Callable[[int, int], None] | None = None) -> Path:
+def backup(
+    engine: Engine, target: Path | None = None, watch: Callable[[int, int], None] | None = None, step: int = STEP
+) -> Path:
     """A consistent copy of the database, also while workers write; returns where it is.
 
-    `watch` is told how many pages are copied, and of how many. Nobody waits for it: it reads one view, by steps.
-    The copy is written aside, looked through, brought down to the disk and then named; by default beside the database,
-    with the time in its name. Raises InputError for a name that is taken, DatabaseError for a copy with damage.
+    `watch` is told how many pages are copied, and of how many. Nobody waits for it: it reads one view, `step` pages
+    at a time. The copy is written aside, looked through, brought down to the disk and then named; by default it lies
+    beside the database, with the time in its name. Raises InputError for a name that is taken, DatabaseError for a
+    copy with damage.
     """
     source = Path(engine.url.database or ".")
     target = target or source.with_name(f"{source.name}.backup-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -426,7 +429,7 @@ def backup(engine: Engine, target: Path | None = None, watch: Callable[[int, int
             connection.execute(text("SELECT 1 FROM sqlite_master")).all()
             driver = connection.connection.driver_connection
             assert isinstance(driver, sqlite3.Connection)
-            driver.backup(copy, pages=STEP, progress=lambda _, left, n: watch(n - left, n) if watch else None)
+            driver.backup(copy, pages=step, progress=lambda _, left, n: watch(n - left, n) if watch else None)
         _refuse_damaged(aside)
         _name_once(aside, target)
     finally:

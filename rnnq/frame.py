@@ -55,7 +55,12 @@ def value(row: Row, info: StageInfo, metric: str) -> float | None:
 def varying(rows: DataFrame, info: StageInfo) -> list[str]:
     """The config fields that differ between runs, seeds aside."""
     names = [name.removeprefix(CONFIG) for name in rows.columns if name.startswith(CONFIG)]
-    return [n for n in names if n not in info.seed_fields and len(set(map(_key, rows[CONFIG + n]))) > 1]
+    return [n for n in names if n not in info.seed_fields and len(set(map(_key, distinct(rows[CONFIG + n])))) > 1]
+
+
+def distinct(values: Series) -> list[Any]:
+    """Each value at least once. For objects it is all of them: pandas would take 1 and True for one."""
+    return list(values if values.dtype == object else values.unique().tolist())
 
 
 def groups_frame(rows: DataFrame, info: StageInfo, metric: str) -> DataFrame:
@@ -73,9 +78,12 @@ def groups_frame(rows: DataFrame, info: StageInfo, metric: str) -> DataFrame:
     return first.assign(runs=by_group.size(), **values.rename(columns={"count": "n"})).reset_index()
 
 
-def curves_frame(engine: Engine, stage: str, names: Sequence[str]) -> DataFrame:
-    """The curves of a stage's runs: run, name, step, value (NaN where it was not finite), in this order."""
-    frame = DataFrame.from_records(runs.points(engine, stage, names), columns=["run", "name", "step", "value"])
+def curves_frame(engine: Engine, stage: str, names: Sequence[str], ids: Sequence[int] | None = None) -> DataFrame:
+    """The curves of a stage's runs: run, name, step, value (NaN where it was not finite), in this order.
+
+    With `ids`, of these runs alone.
+    """
+    frame = DataFrame.from_records(runs.points(engine, stage, names, ids), columns=["run", "name", "step", "value"])
     return frame.astype({"run": "int64", "step": "int64", "value": float})
 
 

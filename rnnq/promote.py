@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
 
-from rnnq import config, families, plan, runs, sweep
+from rnnq import families, plan, ranking, runs, sweep
 from rnnq.config import Config
 from rnnq.errors import InputError
 from rnnq.query import OPEN
 from rnnq.queue import NewStage
+from rnnq.ranking import Ranked
 from rnnq.runs import StageInfo
 from rnnq.sweep import Definition, Stage
 
@@ -38,21 +39,6 @@ class Request:
     partial: bool = False
     allow_missing: bool = False
     defs: Path = Path("defs")
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """A group in the order of its mean. `std` is the sample standard deviation over its seeds."""
-
-    place: int
-    label: str
-    mean: float
-    std: float | None
-    n: int
-    of: int  # runs that the group has
-    runs: tuple[int, ...]
-    config: Mapping[str, Any] = field(repr=False)  # without its seed fields
-    seeds: tuple[Mapping[str, Any], ...] = field(repr=False)  # the seed fields of each of its runs
 
 
 @dataclass(frozen=True)
@@ -88,67 +74,6 @@ def top_count(top: str, n: int) -> int:
     return min(int(share), n)
 
 
-# ------------------------------------------------------------------------------------------------------- ranking
-
-
-def rank(rows: Sequence[Row], chosen: set[int], metric: Mapping[str, Any], info: StageInfo, allow_missing: bool) -> (
-    tuple[list[Ranked], list[str]]
-):  # fmt: skip
-    """Groups by the mean of a metric over their finished runs, best first; ties go to the lower id.
-
-    A group with failed or missing seeds is left out, and named in the second value, unless `allow_missing`: the
-    mean of those that remain would flatter it.
-    """
-    ranked, left_out = [], []
-    for members in runs.groups(rows).values():
-        valued = [(row, runs.value_of(row, metric["name"], info.primary)) for row in members if row["id"] in chosen]
-        counted = [(row, value) for row, value in valued if value is not None and row["state"] == "done"]
-        if not counted and all(row["state"] == "done" and row["id"] not in chosen for row in members):
-            continue  # what the filter leaves out whole is no news
-        if not counted or (len(counted) < len(members) and not allow_missing):
-            left_out.append(_why_left_out(members, len(counted), metric["name"], valued))
-            continue
-        ranked.append(_ranked(members, counted, info))
-    sign = 1 if metric["better"] == "min" else -1
-    ranked.sort(key=lambda group: (sign * group.mean, group.runs[0]))
-    return [_placed(group, place) for place, group in enumerate(ranked, start=1)], left_out
-
-
-def _why_left_out(members: Sequence[Row], n: int, metric: str, valued: Sequence[tuple[Row, float | None]]) -> str:
-    states: dict[str, int] = {}
-    for row in members:
-        if row["state"] != "done":
-            states[row["state"]] = states.get(row["state"], 0) + 1
-    lacking = sum(value is None and row["state"] == "done" for row, value in valued)
-    reasons = [f"{count} {state}" for state, count in states.items()] + (
-        [f"{lacking} without {metric}"] if lacking else []
-    )
-    rest = ", ".join(reasons) or "the filter leaves out the rest"
-    return f"{members[0]['label']}: {n} of {len(members)} seeds ({rest})"
-
-
-def _ranked(members: Sequence[Row], counted: Sequence[tuple[Row, float]], info: StageInfo) -> Ranked:
-    values = [value for _, value in counted]
-    mean = math.fsum(values) / len(values)
-    spread = math.fsum((value - mean) ** 2 for value in values)
-    first = counted[0][0]
-    return Ranked(
-        place=0,
-        label=first["label"],
-        mean=mean,
-        std=math.sqrt(spread / (len(values) - 1)) if len(values) > 1 else None,
-        n=len(values),
-        of=len(members),
-        runs=tuple(row["id"] for row, _ in counted),
-        config={name: value for name, value in first["config"].items() if name not in info.seed_fields},
-        seeds=tuple({name: row["config"][name] for name in info.seed_fields} for row, _ in counted),
-    )
-
-
-def _placed(group: Ranked, place: int) -> Ranked:
-    return Ranked(**{**vars(group), "place": place})
-
-
 # ------------------------------------------------------------------------------------------------- the next stage
 
 
@@ -160,16 +85,19 @@ def prepare(engine: Engine, request: Request) -> Promotion:
     rows = runs.find(engine, request.stage)
     _refuse_open(rows, request)
     chosen_ids = {row["id"] for row in runs.find(engine, request.stage, request.filter, "done")}
-    ranked, left_out = rank(rows, chosen_ids, metric, info, request.allow_missing)
+    ranked, left_out = ranking.rank(rows, chosen_ids, metric, info, request.allow_missing)
     if not ranked:
         raise InputError(_nothing(request, left_out), "`rnnq examine` shows what there is")
     chosen = ranked[: top_count(request.top, len(ranked))]
 
     definition = _definition(info, request)
-    rule = _rule(definition, request)
+    rule = _rule(definition, info.defined_as or info.name, request)
     origin, to = _origin(info, definition, rule, request)
     entries, made = _children(chosen, rule, origin.config, request)
     _refuse_foreign(engine, to, origin)
+    # what imported runs were trained on need not be here: the worker that trains their children will ask for it
+    here = {row["id"] for row in rows if row["attempt"]}
+    entries = [replace(entry, data_here=any(run in here for run, _, _ in entry.parents)) for entry in entries]
     stage = plan.new_stage(to, origin, entries)
     distinct = len({run.group_key for run in stage.runs})
     return Promotion(metric["name"], metric["unit"], ranked, chosen, left_out, made, distinct, stage)
@@ -200,12 +128,12 @@ def _definition(info: StageInfo, request: Request) -> Definition | None:
     return None
 
 
-def _rule(definition: Definition | None, request: Request) -> Stage | None:
+def _rule(definition: Definition | None, stage: str, request: Request) -> Stage | None:
     """What grows the winners: the rule of `--rules`, else that of the definition. None: they stay as they are."""
     if request.rules is None:
-        return definition.rule(request.stage) if definition else None
+        return definition.rule(stage) if definition else None
     rules = sweep.load(request.rules)
-    own = rules.rule(request.stage)
+    own = rules.rule(stage)
     if own is not None:
         return own
     with_rule = [stage for stage in rules.stages if stage.refine is not None]
@@ -258,7 +186,7 @@ def _children(
 
     The second value is how many configs the rule made before equal ones became one.
     """
-    changes = parse_changes(request.changes, model)
+    changes = plan.parse_changes(request.changes, model)
     family: dict[str, tuple[dict[str, Any], list[Ranked]]] = {}
     made = 0
     for group in chosen:
@@ -287,26 +215,3 @@ def _seeds(parents: Sequence[Ranked], request: Request) -> list[Mapping[str, Any
     for group in parents:
         found += [seeds for seeds in group.seeds if seeds not in found]
     return found
-
-
-def parse_changes(changes: Sequence[str], model: type[Config]) -> dict[str, Any]:
-    """ "steps=50000" as a field and its value: JSON where it is JSON, else a word. Raises InputError."""
-    types = config.field_types(model)
-    found: dict[str, Any] = {}
-    problems = []
-    for change in changes:
-        name, equals, text = change.partition("=")
-        if not equals or not name.strip():
-            problems.append(f"--set {change}: not of the form key=value")
-            continue
-        found[name.strip()] = text if types.get(name.strip()) == "str" else _value(text)
-    if problems:
-        raise InputError(problems, "--set steps=50000")
-    return found
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

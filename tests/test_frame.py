@@ -123,6 +123,15 @@ def test_groups_have_the_mean_and_spread_of_their_finished_runs(engine: Engine) 
     assert "config.seed" not in found.columns
 
 
+def test_no_runs_make_no_groups_and_keep_the_columns(engine: Engine) -> None:
+    add(engine, new_run(1))
+
+    found = frame.groups_frame(frame.runs_frame(engine, "s", "width > 99"), runs.stage_info(engine, "s"), "accuracy")
+
+    assert found.empty
+    assert {"group_key", "label", "config.width", "runs", "n", "mean", "std", "min", "max"} <= set(found.columns)
+
+
 def test_curves_are_ordered_and_keep_the_place_of_what_was_not_finite(engine: Engine) -> None:
     add(engine, new_run(1), new_run(2))
     finish(engine, {}, [("accuracy", 2, 0.2), ("accuracy", 1, math.nan), ("loss", 1, 3.0)])
@@ -137,4 +146,6 @@ def test_curves_are_ordered_and_keep_the_place_of_what_was_not_finite(engine: En
         [2, "accuracy", 1],
     ]
     assert found["value"].isna().tolist() == [False, True, False, False]
+    assert frame.curves_frame(engine, "s", ["accuracy"], [2])["value"].tolist() == [0.4]
+    assert frame.curves_frame(engine, "s", ["accuracy"], []).empty
     assert frame.curves_frame(engine, "s", ["nothing"]).columns.tolist() == ["run", "name", "step", "value"]

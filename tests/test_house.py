@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -53,6 +54,31 @@ def test_every_command_and_option_has_help_and_is_documented() -> None:
             for flag in option.opts:
                 if flag.startswith("--"):
                     assert flag in reference, f"docs/commands.md lacks {flag} of rnnq {name}"
+
+
+def test_every_command_shows_an_example_that_its_parser_takes() -> None:
+    for name, command in commands():
+        said = re.fullmatch(r"Example: rnnq (.+)", command.epilog or "")
+        assert said, f"rnnq {name} has no example: epilog={command.epilog!r}"
+        words = shlex.split(said[1])
+        own = name.split()
+        assert words[: len(own)] == own, f"the example of rnnq {name} is one of another command"
+        command.make_context(name, words[len(own) :])  # raises for options that do not exist, and for bad values
+
+
+def test_help_shows_the_examples_and_every_command_under_a_head() -> None:
+    for name in ("sample", "db check"):
+        shown = subprocess.run([BIN / "rnnq", *name.split(), "--help"], capture_output=True, text=True).stdout
+        assert f"Example: rnnq {name}" in shown
+    shown = subprocess.run([BIN / "rnnq", "--help"], capture_output=True, text=True).stdout
+    heads = re.findall(r"^╭─ (\w+)", shown, re.M)
+    assert heads == ["Options", *command_line.PANELS], "a command is under no head of rnnq/cli/__init__.py: PANELS"
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_program_says_its_version() -> None:
+    done = subprocess.run([BIN / "rnnq", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"rnnq {rnnq.__version__}\n")
 
 
 def test_every_command_that_a_document_shows_exists() -> None:
@@ -146,6 +172,20 @@ def test_help_and_status_answer_at_once(study: Path) -> None:
         helped.append(seconds("-m", "rnnq", "--help", folder=study))
     assert min(shown) < 1.6 * min(baseline)
     assert min(helped) < 1.6 * min(baseline)
+
+
+@pytest.mark.parametrize("format", ["table", "json", "csv"])
+def test_a_reader_that_has_seen_enough_is_no_error(study: Path, format: str) -> None:
+    words = [sys.executable, "-m", "rnnq", "ls", "--format", format]
+    with subprocess.Popen(words, cwd=study, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as shown:
+        assert shown.stdout is not None
+        assert shown.stderr is not None
+        assert shown.stdout.readline()
+        shown.stdout.close()  # as `head -1` does
+        said = shown.stderr.read()
+        assert shown.wait() == 0, said
+    assert "Traceback" not in said
+    assert "Broken" not in said
 
 
 def test_the_seeds_study_has_432_runs_and_the_second_init_adds_none(study: Path) -> None:

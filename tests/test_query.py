@@ -684,9 +684,9 @@ def test_a_metric_with_a_quote_in_its_name_cannot_be_written():
 
 
 WORDS_AND_SIGNS = """
-    loss label state use_gate n_layers decay model.width config. summary.val_acc val/top-5:all los true done 1 -2
-    1e-3 .5 1e999 tag val_acc@5 val_acc@ lstm* 'a' "b" ' " ( ) , @ ; = == != < <= > >= ~ !~ <> ! && and or not in NOT mean( n( all( mean
-    std( (done) (1,2) \0 σ -- /*
+    loss label state use_gate n_layers decay model.width config. summary.val_acc tag val/top-5:all los true done 1 -2
+    1e-3 .5 1e999 lstm* 'a' "b" ' " ( ) , @ ; = == != < <= > >= ~ !~ <> ! && and or not in NOT mean( n( all( mean
+    val_acc@5 val_acc@ std( (done) (1,2) \0 σ -- /*
 """
 PIECES = st.sampled_from(WORDS_AND_SIGNS.split())
 

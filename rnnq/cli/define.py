@@ -79,6 +79,7 @@ def _init(db: str, stages: list[NewStage], root: Path | None) -> list[Added]:
     from rnnq import db as database
     from rnnq import queue
 
+    _warn_of_network(database.path_of(db))
     done = database.upgrade(db, str(root.absolute()) if root else None)
     if done:
         output.remark(done)
@@ -87,6 +88,15 @@ def _init(db: str, stages: list[NewStage], root: Path | None) -> list[Added]:
     if root is not None and root.resolve() != recorded.resolve():
         raise InputError(f"--root {root}: the root of {db} is {recorded}", "it is set once, when the database is made")
     return queue.init(engine, stages)
+
+
+def _warn_of_network(path: Path) -> None:
+    from rnnq import db as database
+
+    kind = database.on_network(path)
+    if kind is not None:
+        warning, hint = database.network_warning(path, kind)
+        output.remark(f"warning: {warning}\nhint: {hint}")
 
 
 def _remarks(added: list[Added], dry_run: bool) -> None:

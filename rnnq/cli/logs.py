@@ -86,8 +86,9 @@ class _Reader:
 
 def _harmless(words: str) -> str:
     """What a run printed may hold codes that turn a terminal upside down; colours and bars may stay."""
-    return _CODES.sub("", words)
+    return _CODES.sub(lambda code: code[1] or "", words)
 
 
-# all escape sequences but colours (CSI ... m), and control codes but tab, newline and carriage return
-_CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-ln-~]|\x1b[^\[]|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]")
+# colours, whole, stay; all other escape sequences go, and control codes but tab, newline and carriage return. No escape
+# stays on its own: with what is left behind it, it could begin a sequence that was not there before
+_CODES = re.compile(r"(\x1b\[[0-9;:]*m)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[^\[]|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +17,8 @@ from rich.table import Table
 
 from rnnq.cli.options import Format
 
+PATIENCE = 0.5  # seconds after which what takes longer is shown
+
 
 def console() -> Console:
     """Standard output; piped, a table is as wide as it needs to be."""
@@ -21,14 +26,25 @@ def console() -> Console:
     return Console(width=wide, highlight=False, soft_wrap=False)
 
 
+def harmless(text: str) -> str:
+    """Control codes escaped, but tabs and ends of lines: a terminal obeys them, and a database may come from anywhere.
+
+    Those that a JSON document may hold as they are, and halves of pairs, which no encoding has, as JSON escapes them.
+    """
+    return _CODES.sub(lambda sign: f"\\x{ord(sign[0]):02x}" if sign[0] < " " else f"\\u{ord(sign[0]):04x}", text)
+
+
+_CODES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
 def remark(text: str) -> None:
     """A line for people, on stderr."""
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(harmless(text) + "\n")
 
 
 def say(text: str) -> None:
     """A line of output."""
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(harmless(text) + "\n")
 
 
 def rows(format: Format, found: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str | None = None) -> None:
@@ -38,14 +54,15 @@ def rows(format: Format, found: Sequence[Mapping[str, Any]], columns: Sequence[s
     elif format is Format.csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(columns)
-        writer.writerows([_plain(row.get(name)) for name in columns] for row in found)
+        plain = _plain_here if sys.stdout.isatty() else _plain
+        writer.writerows([plain(row.get(name)) for name in columns] for row in found)
     else:
         table(found, columns, title)
 
 
 def as_json(value: Any) -> None:
     """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    say(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 def table(found: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str | None = None) -> None:
@@ -74,11 +91,44 @@ def cell(value: Any) -> str:
         return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(cell, value))
-    return str(value)
+    return harmless(str(value))
 
 
 def _plain(value: Any) -> Any:
     return json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
+
+
+def _plain_here(value: Any) -> Any:
+    """A value of CSV on a terminal; a file gets it as it is."""
+    found = _plain(value)
+    return harmless(found) if isinstance(found, str) else found
+
+
+@contextmanager
+def bars() -> Iterator[Callable[[str, int, int], None]]:
+    """On a terminal: a bar for each thing that takes longer than PATIENCE. Told: what, how much is done, of how much.
+
+    A total of 0 is one that nobody knows.
+    """
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    shown = Progress(*columns, console=Console(stderr=True), transient=True)
+    tasks: dict[str, Any] = {}
+    began = time.monotonic()
+    with ExitStack() as stack:
+
+        def watch(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = shown.add_task(what)
+            shown.update(tasks[what], completed=done, total=total or None)
+            if not shown.live.is_started and time.monotonic() - began > PATIENCE:
+                stack.enter_context(shown)
+
+        yield watch
 
 
 def duration(seconds: float | None) -> str:

@@ -1,12 +1,7 @@
-"""rnnq examine, promote: what came of a stage, and what comes next."""
+"""rnnq promote: what comes next."""
 
 from __future__ import annotations
 
-import shlex
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,122 +11,8 @@ from rnnq.cli import output
 from rnnq.cli.options import DB, DEFS, By, Db, Defs, DryRun, Filter, Format, Rows, Stage
 
 if TYPE_CHECKING:
-    from rnnq.examine import Examined
     from rnnq.promote import Promotion
     from rnnq.queue import Added
-
-
-# ------------------------------------------------------------------------------------------------------- examine
-
-
-def examine(
-    stage: Stage = None,
-    filter: Filter = None,
-    by: By = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="How many runs the table shows.")] = 20,
-    save: Annotated[
-        Path | None, typer.Option("--save", help="The folder for figures; default: figures/STAGE.", show_default=False)
-    ] = None,
-    db: Db = DB,
-    format: Rows = Format.table,
-) -> None:
-    """The best runs of a stage as a table, and its figures: curves, and what each hyper-parameter does."""
-    with _spinner("reading") as say:
-        from rnnq import db as database
-        from rnnq import examine as study
-        from rnnq import runs
-
-        engine = database.open(db)
-        chosen = stage or runs.newest_finished_stage(engine)
-        found = study.examine(engine, chosen, filter, by)
-        folder = save or Path("figures") / chosen
-        written = study.draw(engine, found, folder, lambda name: say(f"drawing {name}"))
-    if stage is None:
-        output.remark(f"stage {chosen} (the newest with finished runs)")
-    _show_best(found, limit, format)
-    sys.stdout.flush()
-    output.remark(f"figures in {folder}/: " + ", ".join(path.name for path in written if path.suffix == ".png"))
-    _show_promote_line(found, limit, db, format)
-
-
-@contextmanager
-def _spinner(text: str) -> Iterator[Callable[[str], None]]:
-    """On a terminal, say what is being done once it takes over two seconds."""
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
-    from rich.console import Console
-
-    status = Console(stderr=True).status(text)
-    timer = threading.Timer(2.0, status.start)
-    timer.start()
-    try:
-        yield status.update
-    finally:
-        timer.cancel()
-        timer.join()
-        status.stop()
-
-
-def _show_best(found: Examined, limit: int, format: Format) -> None:
-    from rnnq import examine as study
-
-    if format is Format.json:
-        output.as_json(study.records(found, limit))
-    else:
-        rows, columns = study.table(found, limit)
-        if rows and format is Format.table:
-            output.say(_head(found, len(rows)))
-        if rows or format is Format.csv:
-            output.rows(format, rows, columns)
-    if not found.best:
-        output.remark(_nothing_found(found))
-
-
-def _head(found: Examined, n: int) -> str:
-    name, unit = found.metric["name"], found.metric["unit"]
-    order = f"{'lowest' if found.metric['better'] == 'min' else 'highest'} {name}{f' in {unit}' if unit else ''} first"
-    where = f" with {found.filter}" if found.filter else ""
-    return f"{found.info.name}: {n} of {output.count(len(found.best), 'finished run')}{where}, {order}"
-
-
-def _nothing_found(found: Examined) -> str:
-    finished = sum(row["state"] == "done" for row in found.rows)
-    of = output.count(len(found.rows), "run")
-    if finished == 0:
-        return f"none of the {of} of stage {found.info.name} has finished yet"
-    return f"none of the {finished} finished runs of stage {found.info.name} fulfils {found.filter}"
-
-
-def _show_promote_line(found: Examined, limit: int, db: str, format: Format) -> None:
-    """The command that takes the runs shown further: the last line of a table; beside JSON and CSV on stderr."""
-    from rnnq import examine as study
-    from rnnq import runs
-
-    words = study.promote_words(found, limit)
-    if words is None:
-        return
-    if any(len(group) > 1 for group in runs.groups(found.rows).values()):
-        output.remark(_about_means(found, limit))
-    words += ["--db", db] if db != DB else []
-    (output.say if format is Format.table else output.remark)(shlex.join(words))
-
-
-def _about_means(found: Examined, limit: int) -> str:
-    """How the rows shown, which are runs, compare with what promote ranks: the means of groups."""
-    from rnnq import promote as selection
-
-    shown = {row["group_key"] for row in found.best[:limit] if found.value(row) is not None}
-    by_id = {row["id"]: row["group_key"] for row in found.rows}
-    ranked, left_out = selection.rank(found.rows, {row["id"] for row in found.best}, found.metric, found.info, False)
-    top = {by_id[group.runs[0]] for group in ranked[: len(shown)]}
-    takes = "all" if top == shown else len(shown & top)
-    text = f"promote ranks groups by their mean over seeds: of the {output.count(len(shown), 'group')} shown"
-    lacking = f"; it leaves out {len(left_out)} that lack seeds (see --allow-missing)" if left_out else ""
-    return f"{text} it takes {takes}{lacking}"
-
-
-# ------------------------------------------------------------------------------------------------------- promote
 
 
 def promote(
