@@ -577,7 +577,7 @@ def _unnamed(unnamed: Sequence[str], disk: Mapping[str, int]) -> Finding:
     size = sum(disk[path] for path in unnamed)
     numbers: dict[str, Any] = {"n": len(unnamed), "bytes": size, "files": list(unnamed[:SHOWN])}
     if not unnamed:
-        says = f"{_n(len(disk), 'file')} below checkpoints/ and logs/, each of them of a run"
+        says = f"{_n(len(disk), 'file')} below checkpoints/ and logs/" + (", each of them of a run" if disk else "")
         return Finding("files", "ok", says, None, numbers)
     says = f"{_n(len(unnamed), 'file')} of {_bytes(size)} on disk that no row names {_some(unnamed[:2])}"
     hint = "they harm nothing: workers that were killed leave such files, and deletes that were interrupted"

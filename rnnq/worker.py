@@ -361,7 +361,8 @@ class Worker:
             return
         message = f"no step has ended for {now - desk.stepped:.0f} s; the slowest before took {desk.slowest:.1f} s"
         with contextlib.suppress(RnnqError):
-            queue.fail(self.engine, desk.claim, "stalled", message, _stacks(), desk.waiting, None, self.delay)
+            # without the points that wait: the thread that trains may be writing them at this very moment
+            queue.fail(self.engine, desk.claim, "stalled", message, _stacks(), (), None, self.delay)
             queue.leave(self.engine, self.id, f"stopped itself: run {desk.claim.run} stalled: {message}")
         self.watch("stalled", {"claim": desk.claim, "message": message})
         os._exit(1)  # the thread that trains cannot be ended otherwise
@@ -621,8 +622,8 @@ class Pulse:
 
     def _run(self) -> None:
         while not self._ended.wait(self.lease / 4):
-            self.look()
             try:
+                self.look()
                 self._beat()
                 self.reaped(self.reap())
             except RnnqError:

@@ -159,6 +159,14 @@ def test_a_source_that_no_seed_decides_is_found_and_told_from_an_interruption(tm
     assert "two trainings without an interruption differ, too" in verdict.remarks[-1]
 
 
+def test_each_training_finds_the_random_numbers_elsewhere_as_a_fresh_process_does(tmp_path: Path) -> None:
+    """After equal trainings they would stand at one place, and what a file draws when it is executed would be equal."""
+    [subject] = verify.of_definition(defined(tmp_path, **UNSEEDED["what was drawn when the file was executed"]), None)
+    trial = verify.Trial(subject, subject.config, CPU, 5)
+    trial.straight()
+    assert trial.compare(trial.straight(), trial.straight)
+
+
 def test_a_training_that_fails_only_when_it_is_resumed_differs(tmp_path: Path) -> None:
     """What batch needs is made at step 0 alone."""
     path = defined(tmp_path)

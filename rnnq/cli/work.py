@@ -157,7 +157,7 @@ class Display:
 
             columns = (
                 TextColumn("{task.fields[runs]}"),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),  # a label may hold brackets
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[loss]}"),
