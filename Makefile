@@ -15,8 +15,9 @@ install: .venv/.installed
 demo: install
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash workers/demo.sh
 
+# two at once, a file each: most tests wait for processes
 test: install
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-slow: install
 	@$(BIN)/python -m pytest -m slow $(ARGS)

@@ -5,6 +5,7 @@ The name holds no stage, so that a renamed one keeps its logs, and needs no row 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import os
@@ -62,8 +63,11 @@ def _to(file: int) -> Iterator[None]:
             os.dup2(file, number)
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             yield
-            _flush()
     finally:
+        # what was written without a newline still goes into the log, also when the run has put others in their place
+        for words in (out, err):
+            with contextlib.suppress(OSError, ValueError):  # it may have closed them
+                words.flush()
         _flush()
         for number, original in before.items():
             os.dup2(original, number)
@@ -127,4 +131,6 @@ def read(place: Path, start: int = 0) -> tuple[str, int]:
             words = file.read()
     except OSError:
         return "", start
-    return words.decode("utf-8", "replace"), start + len(words)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    shown = decoder.decode(words)
+    return shown, start + len(words) - len(decoder.getstate()[0])  # a letter that is half written waits for its rest

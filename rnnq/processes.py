@@ -56,7 +56,8 @@ def run(n: int, words: Sequence[str]) -> int:
                 break
             # one bar a terminal: the first worker has it. A group of its own: Ctrl-C on a terminal goes to a whole
             # group, and with what we pass on a worker would get two signals
-            line = [sys.executable, "-m", "rnnq", "worker", *words, *(["--no-bar"] if i else [])]
+            # -P: a queue.py in the user's folder is not Python's
+            line = [sys.executable, "-P", "-m", "rnnq", "worker", *words, *(["--no-bar"] if i else [])]
             started.append(subprocess.Popen(line, env=environment, process_group=0))
             if stopped:  # the signal came while it was being started
                 started[-1].send_signal(signal.SIGTERM)

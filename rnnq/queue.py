@@ -16,7 +16,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from unicodedata import category
@@ -193,7 +193,11 @@ def _open_intakes(engine: Engine, stages: Sequence[NewStage]) -> dict[str, int]:
             rivals = [rival for stage in stages for rival in _rivals(connection, stage.name)]
             if not rivals:
                 return {stage.name: _open_intake(connection, stage) for stage in stages}
-        dead = [intake for intake, alive in rivals if not alive]
+            dead = [intake for intake, alive in rivals if not alive]
+            for intake in dead:  # should it only have slept, it finds out before it writes another row
+                connection.execute(
+                    text("UPDATE intakes SET removing = :yes WHERE id = :id"), {"id": intake, "yes": True}
+                )
         for intake in dead:
             _remove_intake(engine, intake)
         if not dead:
@@ -279,7 +283,7 @@ def _loss(summary: Mapping[str, Any], primary: str) -> float | None:
 
 def _hold(connection: Connection, intakes: Mapping[str, int]) -> None:
     """Show that this init lives. Raises DatabaseError when another one removed an intake; no id is given twice."""
-    sql = f"UPDATE intakes SET beat_at = {db.NOW} WHERE id = :id AND NOT complete"
+    sql = f"UPDATE intakes SET beat_at = {db.NOW} WHERE id = :id AND NOT complete AND NOT removing"
     for stage, intake in intakes.items():
         if connection.execute(text(sql), {"id": intake}).rowcount == 0:
             why = f"this init slept for so long that another one of stage {stage} took it for dead"
@@ -317,7 +321,8 @@ def _merged(connection: Connection, stage: NewStage) -> NewStage:
 
 def _write_lineage(connection: Connection, stage: str, run: NewRun) -> None:
     sql = """INSERT INTO lineage (child, parent, kind, detail)
-             SELECT id, :parent, :kind, :detail FROM runs WHERE stage = :stage AND fingerprint = :fingerprint
+             SELECT id, :parent, :kind, :detail FROM runs
+             WHERE stage = :stage AND fingerprint = :fingerprint AND id != :parent
              ON CONFLICT DO NOTHING"""
     for parent, kind, detail in run.parents:
         values = {"stage": stage, "fingerprint": run.fingerprint, "parent": parent, "kind": kind, "detail": detail}
@@ -679,7 +684,7 @@ def finish(
     """
     with db.transaction(engine) as connection:
         before = _files(connection, claim.run)
-        changes = "steps_done = :step, summary = :summary, loss = :loss, checkpoint_prev = NULL, lost = 0"
+        changes = "steps_done = :step, summary = :summary, loss = :loss, checkpoint_prev = NULL, lost = 0, failures = 0"
         ended_with = clean_summary(summary)
         values = {"step": step, "summary": ended_with, "loss": _loss(summary, primary)}
         files = {"checkpoint": checkpoint, "checkpoint_best": best}
@@ -724,9 +729,8 @@ def fail(
         if row is None:
             raise _lease_lost(connection, claim)
         failures = row.failures + 1
-        state = "failed"
-        if heals and failures < FAILED_LIMIT:
-            state = "cancelled" if row.wish == "cancel" else "waiting"
+        tried_again = heals and failures < FAILED_LIMIT
+        state = "cancelled" if row.wish == "cancel" else "waiting" if tried_again else "failed"
         values: dict[str, Any] = {"cause": cause, "message": message, "failures": failures}
         values["step"] = max((step for _, step, _ in points), default=0)
         changes = "failures = :failures, cause = :cause, message = :message"
@@ -769,9 +773,8 @@ def hand_back(engine: Engine, claims: Sequence[Claim], message: str) -> list[int
     Only what this worker's own attempt failed, and nobody has touched since; the trace stays with the attempt.
     """
     found = []
-    sql = """UPDATE runs SET state = 'pending', failures = CASE WHEN failures > 0 THEN failures - 1 ELSE 0 END,
-                    cause = NULL, message = NULL, ended_at = NULL, wake_at = NULL,
-                    steps_done = coalesce(json_extract(checkpoint, '$.step'), 0)
+    sql = """UPDATE runs SET state = 'pending', failures = 0, cause = NULL, message = NULL, ended_at = NULL,
+                    wake_at = NULL, steps_done = coalesce(json_extract(checkpoint, '$.step'), 0)
              WHERE id = :run AND attempt = :attempt AND state IN ('failed', 'waiting')"""
     back = "UPDATE attempts SET ended = 'released', message = :message WHERE run_id = :run AND attempt = :attempt"
     with db.transaction(engine) as connection:
@@ -961,13 +964,13 @@ def extend(engine: Engine, budgets: Mapping[int, int]) -> list[int]:
 
     What each earlier end came to stays with its attempt.
     """
-    changes = """state = 'pending', budget = :budget, ended_at = NULL, message = NULL, lost = 0,
+    changes = """state = 'pending', budget = :budget, ended_at = NULL, message = NULL, lost = 0, failures = 0,
                  steps_done = coalesce(json_extract(checkpoint, '$.step'), 0)"""
     guard = "id = :run AND state = 'done' AND budget < :budget AND checkpoint IS NOT NULL"
     kept = """UPDATE attempts SET summary = (SELECT summary FROM runs WHERE id = run_id)
               WHERE run_id = :run AND attempt = (SELECT attempt FROM runs WHERE id = :run) AND summary IS NULL"""
     found: list[int] = []
-    for chunk in _chunks(list(budgets)):
+    for chunk in _chunks(list(budgets), CHUNK // 10):
         with db.transaction(engine) as connection:
             extended = {}
             for run in chunk:
@@ -1058,13 +1061,13 @@ def _change(
     return sorted(row.id for row in connection.execute(statement, dict(values or {})).all())
 
 
-def _chunks(runs: Sequence[int]) -> Iterator[list[int]]:
+def _chunks(runs: Sequence[int], size: int = CHUNK) -> Iterator[list[int]]:
     """Parts that are each changed in one transaction, so that nobody's heartbeat waits long."""
     ordered = sorted(set(runs))
-    for start in range(0, len(ordered), CHUNK):
+    for start in range(0, len(ordered), size):
         if start:
             time.sleep(0.02)
-        yield ordered[start : start + CHUNK]
+        yield ordered[start : start + size]
 
 
 def _log(connection: Connection, verb: str, detail: Mapping[str, Any]) -> None:
@@ -1098,11 +1101,12 @@ def rename(engine: Engine, stage: str, to: str) -> None:
         _log(connection, "rename", {"stage": stage, "to": to})
 
 
-def delete(engine: Engine, stage: str) -> list[int]:
-    """Delete a stage and all its rows; returns the ids of its runs, whose files nobody names any more.
+def delete(engine: Engine, stage: str, on_gone: Callable[[list[int]], None] = lambda runs: None) -> list[int]:
+    """Delete a stage and all its rows; returns the ids of its runs.
 
-    It is gone for every reader at once; its rows follow by chunks, so that nobody's heartbeat waits. One that was
-    interrupted is ended by the next. Raises InputError while any of its runs is running.
+    It is gone for every reader at once; then `on_gone` hears the ids of its runs, whose files nobody will name any
+    more; the rows follow by chunks, so that nobody's heartbeat waits. One that was interrupted is ended by the next.
+    Raises InputError while any of its runs is running.
     """
     with db.transaction(engine) as connection:
         _refuse_running(connection, stage)
@@ -1111,6 +1115,7 @@ def delete(engine: Engine, stage: str) -> list[int]:
         rows = connection.execute(text(sql), {"stage": stage, "no": False, "yes": True, **_me()}).all()
         found = connection.execute(text("SELECT id FROM runs WHERE stage = :stage"), {"stage": stage}).scalars().all()
         _log(connection, "delete", {"stage": stage, "runs": len(found), "first": min(found, default=None)})
+    on_gone(sorted(int(run) for run in found))
     for row in rows:
         _remove_intake(engine, row.id)
     with db.transaction(engine) as connection:

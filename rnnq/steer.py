@@ -19,7 +19,7 @@ from rnnq.runs import StageInfo
 
 AGAIN = ("failed", "cancelled", "skipped")  # what may be retried
 MOST = 1_000_000  # the highest priority, and, negative, the lowest
-TAG = re.compile(r"[\w][\w.:+/-]{0,99}")
+TAG = re.compile(r"(?!(and|or|not|in)$)[^\W\d][\w.:+/-]{0,99}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,7 @@ def retry_with(engine: Engine, choice: Choice, changes: Sequence[str], defs: Pat
 
 def _by_stage(engine: Engine, wanted: set[int]) -> dict[str, list[dict[str, Any]]]:
     found: dict[str, list[dict[str, Any]]] = {}
-    for run in sorted(wanted):
-        row = runs.show(engine, run)
+    for row in runs.configs(engine, sorted(wanted)):
         found.setdefault(row["stage"], []).append(row)
     return found
 
@@ -146,6 +145,8 @@ def cancel(engine: Engine, choice: Choice, at_once: bool = False, dry_run: bool 
     def now(row: Any) -> str:
         return "asked to stop" if row.state == "running" and not at_once else "cancelled"
 
+    if not dry_run:
+        queue.reap(engine, by_clock=False)  # what a dead process of this host held nobody would stop
     found = _sorted(choice.rows(engine), OPEN, now)
     if dry_run:
         return found
@@ -173,7 +174,7 @@ def extend(engine: Engine, choice: Choice, steps: str, defs: Path, dry_run: bool
 
 
 def _budget(steps: str) -> Callable[[int], int]:
-    if re.fullmatch(r"\+?[1-9][0-9_]{0,17}", steps) is None:
+    if re.fullmatch(r"\+?[1-9][0-9]{0,2}(_?[0-9]{3}){0,4}|\+?[1-9][0-9]{0,14}", steps) is None:
         raise InputError(f"--steps {steps}: not a number of steps", "--steps 20000 in all, or --steps +5000 more")
     number = int(steps)
     return (lambda before: before + number) if steps.startswith("+") else (lambda before: number)
@@ -196,10 +197,9 @@ def _refuse_schedules(engine: Engine, infos: Mapping[str, StageInfo], found: Ste
         model = _model(infos[stage], defs)
         if model.ends_with_steps is config.Config.ends_with_steps:
             continue
-        for row in found.rows:
-            if row["stage"] == stage:
-                why = config.parse(model, runs.show(engine, row["run"])["config"]).ends_with_steps()
-                reasons |= {row["run"]: why} if why else {}
+        for row in runs.configs(engine, [row["run"] for row in found.rows if row["stage"] == stage]):
+            why = config.parse(model, row["config"]).ends_with_steps()
+            reasons |= {row["id"]: why} if why else {}
     for run, why in reasons.items():
         found.leave(why, run)
     found.rows = [row for row in found.rows if row["run"] not in reasons]
@@ -263,6 +263,13 @@ def refuse_unknown(engine: Engine, stages: Iterable[str]) -> None:
         raise InputError([f"there is no stage {stage!r}" for stage in missing], hint)
 
 
+def pause(engine: Engine, stages: Sequence[str]) -> int:
+    """No run of the stages is claimed any more; returns how many running ones are to be given back."""
+    refuse_unknown(engine, stages)
+    queue.reap(engine, by_clock=False)
+    return sum(len(queue.pause(engine, stage)) for stage in stages)
+
+
 def rename(engine: Engine, stage: str, to: str) -> None:
     """Give a stage another name. Raises InputError for one that is taken or cannot be a folder's name."""
     refuse_unknown(engine, [stage])
@@ -303,10 +310,12 @@ def doomed(engine: Engine, stage: str) -> Doomed:
 def delete(engine: Engine, stage: str) -> int:
     """Delete a stage with its rows and files; returns how many runs went. Raises InputError while one is running."""
     queue.reap(engine, by_clock=False)
-    gone = queue.delete(engine, stage)
-    for folder in _folders(engine, set(gone)):
-        shutil.rmtree(folder, ignore_errors=True)
-    return len(gone)
+
+    def remove_files(gone: list[int]) -> None:
+        for folder in _folders(engine, set(gone)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    return len(queue.delete(engine, stage, remove_files))
 
 
 def _folders(engine: Engine, ids: set[int]) -> list[Path]:

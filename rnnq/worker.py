@@ -120,6 +120,7 @@ class Worker:
         self.unfit: dict[str, _NotHere] = {}  # stages whose code or data this machine lacks
         self.device_broke = False
         self.desk: RunDesk | None = None  # of the run that is being trained
+        self.waits = False  # for the database, with a write that training cannot go on without
         self._looked = time.monotonic()
         self.delay = _seconds_from_environment("RNNQ_RETRY_S", queue.DELAY)
         self.stall = _seconds_from_environment("RNNQ_STALL_S", STALL)
@@ -185,13 +186,19 @@ class Worker:
         began = time.monotonic()
         while True:
             try:
-                return write()
+                found = write()
+                self.waits = False
+                return found
             except DatabaseError as error:
+                self.waits = True
                 patience = db.BUSY if self.is_to_stop() else AWAY
                 if time.monotonic() - began > patience:
                     raise
                 self.watch("away", {"message": error.message, "waiting": len(self.desk.waiting) if self.desk else 0})
-            self.stop.wait(_jitter.uniform(0.2, 3.0))
+            if self.stop.is_set():
+                time.sleep(0.3)  # waiting for a stop would return at once
+            else:
+                self.stop.wait(_jitter.uniform(0.2, 3.0))
 
     def _is_over(self) -> bool:
         if self.scope.wait:
@@ -234,8 +241,9 @@ class Worker:
             self.quick = []
         elif any(seen.run != claim.run and where != place for seen, _, where in self.quick):
             self.quick = [(claim, details["message"], place)]
-        elif all(seen.run != claim.run for seen, _, _ in self.quick):
-            self.quick.append((claim, details["message"], place))
+        else:  # of a run that was tried again its newest attempt
+            others = [entry for entry in self.quick if entry[0].run != claim.run]
+            self.quick = [*others, (claim, details["message"], place)]
 
     def _break(self) -> None:
         """Leave, and take back what failed here, once the worker itself must be suspected. Raises WorkerBroken."""
@@ -245,7 +253,7 @@ class Worker:
         why = f"{len(claims)} different runs failed within seconds on this worker; the last: {messages[-1]}"
         back = self.insist(lambda: queue.hand_back(self.engine, claims, f"handed back: {why}"))
         raise WorkerBroken(
-            f"{why}; handed back uncounted: runs {', '.join(map(str, back))}",
+            f"{why}; handed back uncounted: runs {', '.join(map(str, back)) or 'none'}",
             "is the device, the disk or the code here broken? `rnnq show RUN` has the traces; a run that fails on a "
             "second worker stays failed, and `--keep-going` blames the runs at once",
         )
@@ -276,7 +284,7 @@ class Worker:
                 self.stop.set()  # after such an error the device is of no use to this process
         try:
             details = self._fail(claim, desk, *words)
-            return ("failed" if details["state"] == "failed" else "delayed"), details
+            return {"waiting": "delayed"}.get(details["state"], details["state"]), details
         except LeaseLost as error:
             return "lost", {"message": error.message}
 
@@ -293,7 +301,8 @@ class Worker:
             raise
         except Exception:  # it may be the points that no database takes, and why the run failed
             state = self.insist(lambda: fail(()))
-        return {"cause": cause, "message": message, "state": state, "place": _place(trace)}
+        step = max((step for _, step, _ in desk.waiting), default=claim.steps_done)
+        return {"cause": cause, "message": message, "state": state, "place": _place(trace), "step": step}
 
     def _train(self, claim: Claim, desk: RunDesk) -> tuple[str, dict[str, Any]]:
         family = self._family(claim)
@@ -354,16 +363,18 @@ class Worker:
         self._looked = now
         if desk is None:
             return
-        if slept:
+        if slept or self.waits:
             desk.stepped = now
-        limit = max(self.stall, 50 * desk.slowest)
-        if now - desk.stepped <= limit:
+        seen = desk.stepped
+        if now - seen <= max(self.stall, 50 * desk.slowest):
             return
         message = f"no step has ended for {now - desk.stepped:.0f} s; the slowest before took {desk.slowest:.1f} s"
         with contextlib.suppress(RnnqError):
             # without the points that wait: the thread that trains may be writing them at this very moment
             queue.fail(self.engine, desk.claim, "stalled", message, _stacks(), (), None, self.delay)
             queue.leave(self.engine, self.id, f"stopped itself: run {desk.claim.run} stalled: {message}")
+        if desk.stepped != seen:
+            return  # it went on in this very moment, and its next write finds that the run is no longer its own
         self.watch("stalled", {"claim": desk.claim, "message": message})
         os._exit(1)  # the thread that trains cannot be ended otherwise
 
@@ -476,6 +487,8 @@ class RunDesk:
     def save(self, step: int, points: Sequence[Point], state: Mapping[str, Any]) -> None:
         """A checkpoint: first the file, then the row that names it, then the file that it no longer names."""
         self.waiting += points
+        if self.away is not None and time.monotonic() < self.due:
+            return  # no row could name the file, and the disk may be what is full
         saved = self._file(step, state)
         if self._write(step, saved):
             self.worker.watch("saved", {"claim": self.claim, "step": step, "path": saved.path, "points": points})
@@ -628,6 +641,8 @@ class Pulse:
                 self.reaped(self.reap())
             except RnnqError:
                 continue  # the database is away; training goes on, and the next beat tries again
+            except Exception:
+                traceback.print_exc()  # a fault of ours: but a worker without a heart would lose run after run
 
     def _beat(self) -> None:
         with self._lock:

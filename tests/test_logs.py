@@ -82,6 +82,18 @@ def test_whatever_a_run_prints_is_in_its_log_and_not_on_the_terminal(study: Stud
     assert "logged by the next" in study.rnnq("logs", "2")
 
 
+def test_the_last_words_before_a_failure_are_kept_though_no_line_ended(study: Study) -> None:
+    init(study, "fail")
+    (study.folder / "defs" / "study.py").write_text(
+        (study.folder / "defs" / "study.py").read_text().replace('print("before it failed")', 'print("last", end=" ")')
+    )
+    study.rnnq("init", "defs/study.py")
+    worker = study.start("rnnq", "worker")
+    worker.end(1)
+    assert "last Traceback" in study.rnnq("logs", "1") or "last \nTraceback" in study.rnnq("logs", "1")
+    assert "last " not in worker.output
+
+
 def test_without_logs_the_terminal_has_it(study: Study) -> None:
     init(study, "all")
     worker = study.start("rnnq", "worker", "--no-logs")
@@ -187,3 +199,8 @@ def test_a_log_is_read_from_where_the_last_look_ended(tmp_path: Path) -> None:
     assert words == "one\n"
     place.write_text("one\ntwo\n")
     assert logs.read(place, end) == ("two\n", 8)
+    letter = "ü".encode()
+    place.write_bytes(letter[:1])  # half of it is there yet
+    assert logs.read(place) == ("", 0)
+    place.write_bytes(letter)
+    assert logs.read(place) == ("ü", 2)

@@ -191,6 +191,33 @@ def test_a_retry_with_another_value_is_a_new_run_with_its_lineage_and_the_old_on
     assert "added 0 runs (1 run with these settings is there already)" in again
 
 
+def test_a_retry_that_changes_nothing_makes_no_run_its_own_parent(study: Study) -> None:
+    put(study.engine, 1, "failed")
+    assert "added 0 runs" in study.rnnq("retry", "1", "--set", "batch_size=4")
+    assert study.run(1)["parents"] == []
+
+
+def test_failures_count_anew_once_a_run_has_ended_well(engine: Engine) -> None:
+    queue.init(engine, [new_stage(1)])
+    for _ in range(2):
+        assert queue.fail(engine, claim_one(engine), "oom", "m", delay=0.0) == "waiting"
+    file = {"path": "p", "step": 10, "sha256": "x", "bytes": 1}
+    queue.finish(engine, claim_one(engine), 10, {"loss": 1.0}, "loss", (), file)
+    assert runs.show(engine, 1)["failures"] == 0
+    queue.extend(engine, {1: 20})
+    assert queue.fail(engine, claim_one(engine), "oom", "m", delay=0.0) == "waiting"
+    assert queue.fail(engine, claim_one(engine), "oom", "m", delay=0.0) == "waiting"
+    assert queue.fail(engine, claim_one(engine), "oom", "m", delay=0.0) == "failed"
+
+
+def test_a_run_that_waits_is_claimed_once_its_time_has_come(engine: Engine) -> None:
+    queue.init(engine, [new_stage(1)])
+    queue.fail(engine, claim_one(engine), "oom", "m", delay=60.0)
+    wake = runs.show(engine, 1)["wake_at"]
+    assert queue.claim(engine, "w", {}, now=wake - 1) == []
+    assert claim_one(engine, now=wake + 1).run == 1
+
+
 def test_a_retry_with_a_wrong_value_says_what_is_wrong_and_adds_nothing(study: Study) -> None:
     put(study.engine, 1, "failed")
     before = everything(study.engine)
@@ -237,6 +264,18 @@ def test_a_run_that_ends_before_its_worker_hears_of_the_cancel_is_done(engine: E
     steer.cancel(engine, Choice((1,)))
     queue.finish(engine, claim, 10, {"loss": 0.5}, "loss")
     assert states(engine) == {1: "done"}
+
+
+@pytest.mark.parametrize("cause", ["bug", "oom"])
+def test_a_run_that_fails_before_its_worker_hears_of_the_cancel_is_cancelled(engine: Engine, cause: str) -> None:
+    queue.init(engine, [new_stage(1)])
+    claim = claim_one(engine)
+    steer.cancel(engine, Choice((1,)))
+    assert queue.fail(engine, claim, cause, "m", "trace") == "cancelled"
+    row = runs.show(engine, 1)
+    assert (row["state"], row["attempts"][0]["ended"], row["attempts"][0]["traceback"]) == (
+        "cancelled", "failed", "trace")  # fmt: skip
+    assert queue.hand_back(engine, [claim], "m") == []
 
 
 def test_a_cancel_at_once_fences_the_worker(engine: Engine) -> None:
@@ -306,6 +345,13 @@ def test_a_paused_stage_gives_back_its_runs_with_their_states_and_resumes_from_t
     again.end()
 
 
+def test_a_cancel_of_what_a_dead_process_held_is_done_at_once(study: Study) -> None:
+    worker = study.worker({"at": "saved", "run": 3, "do": "kill"}, stage="endless", every=20)
+    worker.end(-signal.SIGKILL)
+    assert "cancelled 1 run\n" in study.rnnq("cancel", "3")
+    assert study.states()[3] == "cancelled"
+
+
 def test_a_pause_that_is_taken_back_before_it_was_heard_leaves_no_trace(mixed: Engine) -> None:
     assert queue.pause(mixed, "s") == [5]
     assert queue.claim(mixed, "w", {}) == []
@@ -357,7 +403,7 @@ def test_more_steps_may_be_said_as_a_difference(mixed: Engine) -> None:
     assert runs.show(mixed, 1)["budget"] == 15
 
 
-@pytest.mark.parametrize("steps", ["0", "-5", "many", "1e4", "", "+", "5.5"])
+@pytest.mark.parametrize("steps", ["0", "-5", "many", "1e4", "", "+", "5.5", "5_", "1__0", "9" * 30])
 def test_steps_that_are_no_number_of_steps_are_refused(mixed: Engine, steps: str) -> None:
     with pytest.raises(InputError, match="not a number of steps"):
         steer.extend(mixed, Choice((1,)), steps, Path("defs"))
@@ -447,7 +493,7 @@ def test_a_filter_that_takes_a_tag_for_something_else_is_refused(mixed: Engine, 
         runs.find(mixed, None, wrong)
 
 
-@pytest.mark.parametrize("name", ["", "two words", "-x", "a,b", "x" * 101, "a\n"])
+@pytest.mark.parametrize("name", ["", "two words", "-x", "a,b", "x" * 101, "a\n", "12", "1e5", "and", "NOT"])
 def test_a_tag_is_one_word(mixed: Engine, name: str) -> None:
     with pytest.raises(InputError, match="is no tag"):
         steer.tag(mixed, Choice((1,)), name)
@@ -573,6 +619,41 @@ def test_a_delete_that_was_killed_is_seen_by_nobody_and_ended_by_the_next(engine
             column = {"point": "run_id", "attempts": "run_id", "runs": "id"}.get(table)
             sql = f"SELECT count(*) FROM {table}" + (f" WHERE {column} NOT IN (301, 302)" if column else "")
             assert connection.execute(text(sql)).scalar_one() == (0 if column else 1), table
+
+
+def test_an_init_that_slept_through_a_delete_adds_nothing_more(engine: Engine) -> None:
+    queue.init(engine, [new_stage(2)])
+    stage = new_stage(name="s", runs=new_runs(5))
+    intakes = queue._open_intakes(engine, [stage])
+    with db.transaction(engine) as connection:  # it has been silent for long
+        connection.execute(text("UPDATE intakes SET beat_at = 0, pid_start = NULL WHERE NOT complete"))
+        connection.execute(text("UPDATE intakes SET removing = 1 WHERE NOT complete"))
+    with pytest.raises(DatabaseError, match="took it for dead"):
+        queue._insert_runs(engine, intakes, stage)
+    with pytest.raises(DatabaseError, match="took it for dead"):
+        queue._complete(engine, intakes, [stage])
+    assert sorted(states(engine)) == [1, 2]
+
+
+def test_a_delete_takes_the_files_even_when_it_is_interrupted_at_the_rows(engine: Engine) -> None:
+    queue.init(engine, [new_stage(2)])
+    study, _, root = db.study(engine)
+    folder = root / "checkpoints" / study / "s" / "2"
+    folder.mkdir(parents=True)
+    seen: list[list[int]] = []
+
+    def interrupt(gone: list[int]) -> None:
+        seen.append(gone)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        queue.delete(engine, "s", interrupt)
+    assert seen == [[1, 2]]
+    with db.transaction(engine) as connection:  # by a process that is gone
+        connection.execute(text("UPDATE intakes SET pid = 999999999, pid_start = '1'"))
+    assert runs.stage_infos(engine) == {}
+    assert steer.delete(engine, "s") == 2
+    assert not folder.exists()
 
 
 def test_a_stage_that_is_being_deleted_is_waited_for_and_made_anew(engine: Engine) -> None:

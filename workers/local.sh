@@ -38,7 +38,8 @@ trap 'kill -TERM "${pids[@]}" 2>/dev/null' INT TERM
 code=0
 for pid in "${pids[@]}"; do
     # a trapped signal ends `wait` early: the workers are still saving their state
-    while kill -0 "$pid" 2>/dev/null; do wait "$pid"; done
+    # (-f: not when they are only stopped; older shells do not know it)
+    while kill -0 "$pid" 2>/dev/null; do wait -f "$pid" 2>/dev/null || wait "$pid"; done
     wait "$pid" || code=$?
 done
 exit "$code"

@@ -128,9 +128,12 @@ class _Out(io.TextIOWrapper):
 
 
 def _run() -> int:
+    if sys.stdout is None or sys.stderr is None:  # closed by who started us
+        nothing = open(os.devnull, "w")  # noqa: SIM115, PTH123
+        sys.stdout, sys.stderr = sys.stdout or nothing, sys.stderr or nothing
     if type(sys.stdout) is io.TextIOWrapper:
-        encoding, errors, lines = sys.stdout.encoding, sys.stdout.errors, sys.stdout.line_buffering
-        sys.stdout = _Out(sys.stdout.detach(), encoding=encoding, errors=errors, line_buffering=lines)
+        kept = (sys.stdout.encoding, sys.stdout.errors, None, sys.stdout.line_buffering, sys.stdout.write_through)
+        sys.stdout = _Out(sys.stdout.detach(), *kept)
     try:
         code = int(typer.main.get_command(_asked(_words()))(standalone_mode=False) or 0)
         sys.stdout.flush()  # here, where a reader that has gone is no error

@@ -195,13 +195,11 @@ def _show(found: Steered, verbs: tuple[str, str], noun: str, dry_run: bool, form
 def pause(stages: StageNames, db: Db = DB, dry_run: DryRun = False) -> None:
     """No more runs of these stages are claimed; those that run are saved and given back."""
     from rnnq import db as database
-    from rnnq import queue, steer
+    from rnnq import steer
 
     engine = database.open(db)
     steer.refuse_unknown(engine, stages)
-    asked = 0
-    for stage in [] if dry_run else stages:
-        asked += len(queue.pause(engine, stage))
+    asked = 0 if dry_run else steer.pause(engine, stages)
     _say_paused("pause", stages, dry_run)
     if asked:
         beat = database.study(engine)[1] / 4

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,9 +94,13 @@ def _side_by_side(db: str, stage: str | None, gpu: int | None, device: str, n: i
 
         work.pick_device(gpu, device)
     words = sys.argv[sys.argv.index("worker") + 1 :]
-    at = next(i for i, word in enumerate(words) if word.split("=")[0] == "--processes")
-    rest = words[:at] + words[at + (1 if "=" in words[at] else 2) :]
-    return processes.run(n, rest)
+    while (at := _place_of("--processes", words)) is not None:
+        words = words[:at] + words[at + (1 if "=" in words[at] else 2) :]
+    return processes.run(n, words)
+
+
+def _place_of(option: str, words: list[str]) -> int | None:
+    return next((i for i, word in enumerate(words) if word.split("=")[0] == option), None)
 
 
 def _stop(db: str, wanted: str, wish: str) -> None:
@@ -142,6 +148,7 @@ class Display:
 
     def __init__(self, bar: bool, says_cpu: bool, count: Callable[[], tuple[int, int]]) -> None:
         self.says_cpu, self.count = says_cpu, count
+        self.said_away = -math.inf
         sys.stderr.flush()
         # our own way to the terminal: while a run is trained, the process's two streams lead to the run's log
         self.stream = os.fdopen(os.dup(sys.stderr.fileno()), "w", encoding="utf-8", errors="backslashreplace")
@@ -247,7 +254,9 @@ class Display:
         self._ended(details, f"failed ({details['cause']}), to be tried again: {message}")
 
     def _away(self, details: Mapping[str, Any]) -> None:
-        self.line(f"the database does not answer; training goes on, {details['waiting']:,} points wait")
+        if time.monotonic() - self.said_away > 10.0:
+            self.said_away = time.monotonic()
+            self.line(f"the database does not answer; {details['waiting']:,} points wait in memory")
 
     def _cancelled(self, details: Mapping[str, Any]) -> None:
         self._ended(details, f"cancelled at step {details['step']:,}")

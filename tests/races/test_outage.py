@@ -137,6 +137,21 @@ def test_a_run_that_ends_while_the_database_is_locked_is_done_when_it_is_back(st
     assert steps_of(study, 1) == list(range(10, 401, 10))
 
 
+def test_a_run_that_waits_for_the_database_is_not_stalled(study: Study) -> None:
+    study.environment |= {"RNNQ_STALL_S": "1"}
+    study.rnnq("init", study.define(DEFINITION.replace("10_000_000", "400").replace("[0, 1]", "[0]")))
+    worker = study.worker({"at": "saved", "step": 300, "do": "wait"}, every=100)
+    worker.expect("trapped")
+    study.write("ALTER TABLE point RENAME TO elsewhere")  # every write fails at once
+    worker.go_on()
+    worker.expect("away")
+    time.sleep(3)
+    assert worker.lives
+    study.write("ALTER TABLE elsewhere RENAME TO point")
+    worker.end()
+    assert study.ended() == [("done", None)]
+
+
 def test_a_worker_that_looks_for_work_waits_for_the_database(study: Study) -> None:
     study.rnnq("init", study.define(DEFINITION.replace("10_000_000", "40")))
     worker = study.worker({"at": "done", "run": 1, "do": "wait"})
