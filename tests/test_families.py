@@ -232,7 +232,9 @@ def test_a_family_that_is_no_longer_in_its_file_is_said(definition: sweep.Defini
 # ----------------------------------------------------------------------------------------------------- broken ones
 
 
-@pytest.mark.parametrize("found", [3, "dynamics", print, ToyConfig, object(), None], ids=repr)
+@pytest.mark.parametrize(
+    "found", [3, "dynamics", print, ToyConfig, object(), None], ids=lambda found: type(found).__name__
+)
 def test_what_is_no_family_is_refused_with_what_to_write(found: object) -> None:
     with pytest.raises(InputError, match="is no family") as caught:
         families.config_of(found)
