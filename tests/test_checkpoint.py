@@ -226,18 +226,25 @@ def test_a_torch_file_of_something_else_is_refused(tmp_path: Path, content: obje
     "other",
     [
         replace(OWNER, study="another study"),
-        replace(OWNER, stage="stage2"),
         replace(OWNER, run=8),
         replace(OWNER, fingerprint="0" * 64),
     ],
-    ids=["study", "stage", "run", "fingerprint"],
+    ids=["study", "run", "fingerprint"],
 )
-def test_a_file_belongs_to_its_study_stage_run_and_config(tmp_path: Path, other: Owner) -> None:
+def test_a_file_belongs_to_its_study_run_and_config(tmp_path: Path, other: Owner) -> None:
     saved = save(tmp_path, owner=other)
 
     with pytest.raises(CheckpointError, match="belongs to"):
         checkpoint.load(tmp_path, saved, OWNER)
     assert checkpoint.load(tmp_path, saved, other)["step"] == 10
+
+
+def test_a_file_is_still_the_runs_when_its_stage_has_another_name(tmp_path: Path) -> None:
+    saved = save(tmp_path, owner=OWNER)
+    renamed = replace(OWNER, stage="another name")
+    assert checkpoint.load(tmp_path, saved, renamed)["step"] == 10
+    assert checkpoint.belongs(renamed, saved.path)
+    assert not checkpoint.belongs(replace(OWNER, run=8), saved.path)
 
 
 @pytest.mark.parametrize("path", ["../outside.pt", "checkpoints/../../outside.pt", "/absolute"])

@@ -129,8 +129,7 @@ def test_a_run_that_ends_while_the_database_is_locked_is_done_when_it_is_back(st
     worker.expect("trapped")
     with locked(study):
         worker.go_on()
-        worker.expect("away")
-        time.sleep(2 * LEASE)
+        time.sleep(3 * LEASE)
         assert worker.lives
     worker.end()
     assert study.ended() == [("done", None)]

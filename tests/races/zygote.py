@@ -90,6 +90,8 @@ def become(request: dict[str, Any], files: list[int]) -> NoReturn:
     for target, file in enumerate(files[:3]):
         os.dup2(file, target)
         os.close(file)
+    # anew: the old ones remember what kind of file was there before
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115, PTH123
     os.chdir(request["folder"])
     os.environ.update(request["environment"])
     sys.argv = request["words"]
@@ -107,9 +109,9 @@ def become(request: dict[str, Any], files: list[int]) -> NoReturn:
     except BaseException:
         traceback.print_exc()
         code = 1
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):
+            stream.flush()
     os._exit(code)  # an interpreter that takes torch apart before it ends needs 0.3 s
 
 
