@@ -91,7 +91,7 @@ def become(request: dict[str, Any], files: list[int]) -> NoReturn:
         os.dup2(file, target)
         os.close(file)
     # anew: the old ones remember what kind of file was there before
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115, PTH123
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
     os.chdir(request["folder"])
     os.environ.update(request["environment"])
     sys.argv = request["words"]
