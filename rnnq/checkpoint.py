@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from rnnq import files
 from rnnq.errors import CheckpointError, Damaged
 
 FORMAT = 1  # raised when what a file holds is arranged in another way
@@ -80,7 +81,7 @@ def _make_folder(path: Path) -> None:
         return
     _make_folder(path.parent)
     path.mkdir(exist_ok=True)
-    _sync_folder(path.parent)
+    files.sync(path.parent)
 
 
 def publish(root: Path, path: str, aside: Path, step: int) -> Saved:
@@ -88,8 +89,8 @@ def publish(root: Path, path: str, aside: Path, step: int) -> Saved:
     target = _place(root, path)
     try:
         digest, size = _digest(aside)
-        _link_once(aside, target)
-        _sync_folder(target.parent)
+        files.link_once(aside, target)
+        files.sync(target.parent)
     except OSError as error:
         raise CheckpointError(f"the checkpoint {target} could not be put in place: {error}") from error
     finally:
@@ -101,27 +102,6 @@ def _unlink(path: Path) -> None:
     """Delete what may not even be there; that it stays must not hide a worse error."""
     with contextlib.suppress(OSError):
         path.unlink()
-
-
-def _sync_folder(path: Path) -> None:
-    """A file's name too must survive a power cut."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _link_once(aside: Path, target: Path) -> None:
-    """Unlike a rename, a hard link never replaces a file."""
-    try:
-        os.link(aside, target)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if target.exists():
-            raise
-        aside.rename(target)
 
 
 def _digest(path: Path) -> tuple[str, int]:

@@ -22,6 +22,7 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, text
 from sqlalchemy.engine import make_url
 
+from rnnq import files, host
 from rnnq.errors import DatabaseError, InputError, RnnqError
 
 SCHEMA = "0002"  # the revision that this program reads and writes; tests hold it equal to tables.SCHEMA and the head
@@ -395,16 +396,7 @@ def _write_study(connection: Connection, root: str | None) -> None:
 
 def lease_from_environment() -> float:
     """LEASE, or RNNQ_LEASE_S. Raises InputError when that is no number of seconds from 0.2 to 86400."""
-    given = os.environ.get("RNNQ_LEASE_S")
-    if given is None:
-        return LEASE
-    try:
-        lease = float(given)
-    except ValueError:
-        lease = math.nan
-    if not 0.2 <= lease <= 86400:
-        raise InputError(f"RNNQ_LEASE_S={given!r} is no number of seconds from 0.2 to 86400")
-    return lease
+    return host.seconds_from_environment("RNNQ_LEASE_S", LEASE, 0.2)
 
 
 # --------------------------------------------------------------------------------------------------- backup
@@ -465,33 +457,13 @@ def _refuse_damaged(copy: Path) -> None:
 def _name_once(aside: Path, target: Path) -> None:
     """Give a file its name once it is on the disk; never that of another file."""
     try:
-        _sync(aside)
-        _link(aside, target)
-        _sync(target.parent)
+        files.sync(aside)
+        files.link_once(aside, target)
+        files.sync(target.parent)
     except FileExistsError as error:
         raise InputError(f"{target} is there already; a backup overwrites nothing", "give it another name") from error
     except OSError as error:
         raise DatabaseError(f"the backup {target} could not be put in place: {error}") from error
-
-
-def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
-def _link(aside: Path, target: Path) -> None:
-    """Unlike a rename, a hard link never replaces a file."""
-    try:
-        os.link(aside, target)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if target.exists():
-            raise
-        aside.rename(target)
 
 
 # ---------------------------------------------------------------------------------------------- file systems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shlex
@@ -11,6 +12,8 @@ import sys
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+
+from rnnq.errors import InputError
 
 
 @cache
@@ -79,6 +82,20 @@ def _read(path: str) -> str:
         return Path(path).read_text()
     except OSError:
         return ""
+
+
+def seconds_from_environment(variable: str, default: float, least: float = 0.0) -> float:
+    """A number of seconds, up to a day, that an environment variable may say. Raises InputError for anything else."""
+    given = os.environ.get(variable)
+    if given is None:
+        return default
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not least <= seconds <= 86400:
+        raise InputError(f"{variable}={given!r} is no number of seconds from {least:g} to 86400")
+    return seconds
 
 
 # ------------------------------------------------------------------------------------------------ provenance

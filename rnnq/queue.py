@@ -1113,16 +1113,17 @@ def delete(engine: Engine, stage: str, on_gone: Callable[[list[int]], None] = la
         sql = f"""UPDATE intakes SET complete = :no, removing = :yes, host = :host, pid = :pid, pid_start = :start,
                          beat_at = {db.NOW} WHERE stage = :stage RETURNING id"""
         rows = connection.execute(text(sql), {"stage": stage, "no": False, "yes": True, **_me()}).all()
-        found = connection.execute(text("SELECT id FROM runs WHERE stage = :stage"), {"stage": stage}).scalars().all()
+        sql = "SELECT id FROM runs WHERE stage = :stage ORDER BY id"
+        found = [int(run) for run in connection.execute(text(sql), {"stage": stage}).scalars()]
         _log(connection, "delete", {"stage": stage, "runs": len(found), "first": min(found, default=None)})
-    on_gone(sorted(int(run) for run in found))
+    on_gone(found)
     for row in rows:
         _remove_intake(engine, row.id)
     with db.transaction(engine) as connection:
         for table, name in (("gates", "stage"), ("stages", "name")):
             unused = "NOT EXISTS (SELECT 1 FROM intakes WHERE intakes.stage = :stage)"
             connection.execute(text(f"DELETE FROM {table} WHERE {name} = :stage AND {unused}"), {"stage": stage})
-    return sorted(int(run) for run in found)
+    return found
 
 
 def _refuse_running(connection: Connection, stage: str) -> None:

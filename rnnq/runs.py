@@ -187,17 +187,28 @@ def newest(engine: Engine, limit: int, prefix: str = "") -> list[Any]:
         return list(connection.execute(text(sql), {"limit": limit, "prefix": prefix}))
 
 
+_ONE = "SELECT runs.{} FROM runs JOIN intakes ON intakes.id = runs.intake AND intakes.complete WHERE runs.id = :run"
+_ATTEMPTS = "SELECT * FROM attempts WHERE run_id = :run ORDER BY attempt"
+
+
+def attempts(engine: Engine, run: int) -> tuple[str, list[dict[str, Any]]]:
+    """A run's state, and its attempts. Raises InputError."""
+    with db.reading(engine) as connection:
+        return _one(connection, run, "state").state, _all(connection, _ATTEMPTS, run)
+
+
+def _one(connection: Connection, run: int, columns: str) -> Any:
+    row = connection.execute(text(_ONE.format(columns)), {"run": run}).one_or_none()
+    if row is None:
+        raise InputError(f"there is no run {run}", "`rnnq ls` lists them")
+    return row
+
+
 def show(engine: Engine, run: int) -> dict[str, Any]:
     """One run whole: its row, attempts, lineage, artifacts and the curves of its metrics. Raises InputError."""
     with db.reading(engine) as connection:
-        sql = (
-            "SELECT runs.* FROM runs JOIN intakes ON intakes.id = runs.intake AND intakes.complete WHERE runs.id = :run"
-        )
-        row = connection.execute(text(sql), {"run": run}).one_or_none()
-        if row is None:
-            raise InputError(f"there is no run {run}", "`rnnq ls` lists them")
-        found = _parsed(row)
-        found["attempts"] = _all(connection, "SELECT * FROM attempts WHERE run_id = :run ORDER BY attempt", run)
+        found = _parsed(_one(connection, run, "*"))
+        found["attempts"] = _all(connection, _ATTEMPTS, run)
         found["parents"] = _all(
             connection,
             """SELECT parent AS run, kind, detail, stage, label FROM lineage

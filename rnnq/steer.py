@@ -263,11 +263,20 @@ def refuse_unknown(engine: Engine, stages: Iterable[str]) -> None:
         raise InputError([f"there is no stage {stage!r}" for stage in missing], hint)
 
 
-def pause(engine: Engine, stages: Sequence[str]) -> int:
+def pause(engine: Engine, stages: Sequence[str], dry_run: bool = False) -> int:
     """No run of the stages is claimed any more; returns how many running ones are to be given back."""
     refuse_unknown(engine, stages)
+    if dry_run:
+        return 0
     queue.reap(engine, by_clock=False)
     return sum(len(queue.pause(engine, stage)) for stage in stages)
+
+
+def resume(engine: Engine, stages: Sequence[str], dry_run: bool = False) -> None:
+    """Runs of the stages may be claimed again."""
+    refuse_unknown(engine, stages)
+    for stage in [] if dry_run else stages:
+        queue.resume(engine, stage)
 
 
 def rename(engine: Engine, stage: str, to: str) -> None:

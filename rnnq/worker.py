@@ -122,8 +122,8 @@ class Worker:
         self.desk: RunDesk | None = None  # of the run that is being trained
         self.waits = False  # for the database, with a write that training cannot go on without
         self._looked = time.monotonic()
-        self.delay = _seconds_from_environment("RNNQ_RETRY_S", queue.DELAY)
-        self.stall = _seconds_from_environment("RNNQ_STALL_S", STALL)
+        self.delay = host.seconds_from_environment("RNNQ_RETRY_S", queue.DELAY)
+        self.stall = host.seconds_from_environment("RNNQ_STALL_S", STALL)
         self.quick: list[tuple[Claim, str, str]] = []  # runs that failed at once, in a row: why, and at which place
         self._definitions: dict[tuple[str, str], sweep.Definition] = {}
 
@@ -400,18 +400,6 @@ def _stacks() -> str:
     )
 
 
-def _seconds_from_environment(name: str, default: float) -> float:
-    """A number of seconds that an environment variable may say. Raises InputError."""
-    given = os.environ.get(name)
-    try:
-        seconds = default if given is None else float(given)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 86400:
-        raise InputError(f"{name}={given!r} is no number of seconds from 0 to 86400")
-    return seconds
-
-
 def _cause(error: BaseException) -> str:
     if isinstance(error, RnnqError):
         return error.cause
@@ -486,28 +474,36 @@ class RunDesk:
 
     def save(self, step: int, points: Sequence[Point], state: Mapping[str, Any]) -> None:
         """A checkpoint: first the file, then the row that names it, then the file that it no longer names."""
-        self.waiting += points
         if self.away is not None and time.monotonic() < self.due:
+            self.waiting += points
             return  # no row could name the file, and the disk may be what is full
+        self._keep(step, points, state)
+
+    def _keep(self, step: int, points: Sequence[Point], state: Mapping[str, Any], insist: bool = False) -> None:
+        self.waiting += points
         saved = self._file(step, state)
-        if self._write(step, saved):
+        if self._write(step, saved, insist):
             self.worker.watch("saved", {"claim": self.claim, "step": step, "path": saved.path, "points": points})
 
-    def _write(self, step: int, saved: Saved | None = None) -> bool:
+    def _write(self, step: int, saved: Saved | None = None, insist: bool = False) -> bool:
         """Write what waits, and a checkpoint; whether that could be done. While it cannot, training goes on.
 
-        A file that no row has come to name is garbage, and the next one is made in its time.
+        A file that no row has come to name is garbage, and the next one is made in its time. To `insist`, as with
+        more points than memory should hold, is to wait until it can be done.
         """
         named = asdict(saved) if saved else None
 
         def write(patience: float = db.BUSY) -> list[str]:
             return queue.record(self.worker.engine, self.claim, step, self.waiting, named, patience)
 
-        try:
-            old = write(SHORT) if len(self.waiting) < HELD else self.worker.insist(write)
-        except DatabaseError as error:
-            self._is_away(error)
-            return False
+        if insist or len(self.waiting) >= HELD:
+            old = self.worker.insist(write)
+        else:
+            try:
+                old = write(SHORT)
+            except DatabaseError as error:
+                self._is_away(error)
+                return False
         self.waiting, self.due, self.away = [], time.monotonic() + FLUSH, None
         self._remove(old)
         return True
@@ -527,17 +523,11 @@ class RunDesk:
 
     def give_back(self, outcome: train.Outcome) -> str:
         """Checkpoint and release; returns what that came to: released, or cancelled."""
-        engine, claim, insist = self.worker.engine, self.claim, self.worker.insist
         if outcome.state is not None:
-            self.waiting += outcome.points
-            saved = self._file(outcome.step, outcome.state)
-            old = insist(lambda: queue.record(engine, claim, outcome.step, self.waiting, asdict(saved)))
-            self._remove(old)
-            details = {"claim": claim, "step": outcome.step, "path": saved.path, "points": outcome.points}
-            self.worker.watch("saved", details)
-        wish = self.worker.pulse.wishes.get(claim.run)
+            self._keep(outcome.step, outcome.points, outcome.state, insist=True)
+        wish = self.worker.pulse.wishes.get(self.claim.run)
         why = {"pause": "its stage was paused", "cancel": "it was cancelled"}.get(wish or "", "asked to stop")
-        state = insist(lambda: queue.release(engine, claim, why))
+        state = self.worker.insist(lambda: queue.release(self.worker.engine, self.claim, why))
         return "cancelled" if state == "cancelled" else "released"
 
     def finish(self, outcome: train.Outcome, primary: str) -> None:

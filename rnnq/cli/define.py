@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,7 +36,9 @@ def init(
             files.append(sweep.load(path))
         except InputError as error:
             problems.append(error)
-    stages = _checked(lambda: plan.from_definitions(files, defs, _progress), problems)
+    stages = _checked(
+        lambda: plan.from_definitions(files, defs, lambda items: output.counted(items, "checking configs")), problems
+    )
     added = _preview(db, stages) if dry_run else _init(db, stages, root)
     if format is Format.json:
         output.as_json({"stages": [_row(item) for item in added]})
@@ -106,13 +107,3 @@ def _remarks(added: list[Added], dry_run: bool) -> None:
         if item.left:
             names = ", ".join(item.left[:5]) + (", ..." if len(item.left) > 5 else "")
             output.remark(f"{item.stage}: {output.count(len(item.left), 'run')} no longer in the definition: {names}")
-
-
-def _progress(items: Iterable[Any]) -> Iterable[Any]:
-    """A progress bar for a definition that takes a while."""
-    if not sys.stderr.isatty() or len(items) < 5000:  # type: ignore[arg-type]
-        return items
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(items, "checking configs", console=Console(stderr=True), transient=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Generator
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,8 +18,6 @@ from rnnq.cli.options import DB, DEFS, Db, Defs, DryRun, Filter, Format, Rows, S
 if TYPE_CHECKING:
     from rnnq.exchange import Export, Import
     from rnnq.queue import Added
-
-PATIENCE = 2.0  # seconds after which something that is still going on gets a bar
 
 
 class What(StrEnum):
@@ -76,39 +73,18 @@ def _to_stdout(found: Export) -> None:
     # the same bytes whatever the terminal speaks
     sys.stdout.reconfigure(encoding="utf-8", newline="")  # type: ignore[union-attr]
     frames = (frame for _, frame in found.pieces) if sys.stdout.isatty() else _watched(found)
-    # a reader that has gone, as `head` does, is no error; left to click it would be one
-    with suppress(BrokenPipeError), closing(frames):
+    with closing(frames):
         exchange.write_csv(frames, sys.stdout)
 
 
 def _watched(found: Export) -> Generator[Any, None, None]:
     """The frames, with a bar on a terminal."""
-    with _bar("writing runs", found.runs) as advance:
+    done = 0
+    with output.bars() as watch:
         for runs, frame in found.pieces:
             yield frame
-            advance(runs)
-
-
-@contextmanager
-def _bar(words: str, total: int) -> Iterator[Any]:
-    """A progress bar on a terminal for what takes longer than PATIENCE; yields what moves it on."""
-    if not sys.stderr.isatty():
-        yield lambda step: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn(words), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    shown, began = bar.add_task(words, total=total), time.monotonic()
-    with ExitStack() as stack:
-
-        def advance(step: int) -> None:
-            bar.advance(shown, step)
-            if not bar.live.is_started and time.monotonic() - began > PATIENCE:
-                stack.enter_context(bar)
-
-        yield advance
+            done += runs
+            watch("writing runs", done, found.runs)
 
 
 # -------------------------------------------------------------------------------------------------------- import
@@ -145,7 +121,9 @@ def import_(
 
     request = exchange.Request(file, stage, family, loss, metric or (), field or (), ignore or (), defs)
     is_there = database.path_of(db).exists()
-    made = exchange.prepare(database.open(db) if is_there else None, request, _counted)
+    made = exchange.prepare(
+        database.open(db) if is_there else None, request, lambda rows: output.counted(rows, "checking rows")
+    )
     if not dry_run:
         created = None if is_there else database.upgrade(db)
         if created:
@@ -156,13 +134,6 @@ def import_(
     else:
         added = queue.Added(made.stage.name, len(made.stage.runs), 0, ())
     _show_import(made, added, dry_run, format)
-
-
-def _counted(rows: Iterable[Any]) -> Iterator[Any]:
-    with _bar("checking rows", len(rows)) as advance:  # type: ignore[arg-type]
-        for row in rows:
-            yield row
-            advance(1)
 
 
 def _show_import(made: Import, added: Added, dry_run: bool, format: Format) -> None:

@@ -29,14 +29,14 @@ def logs(
     from rnnq import runs as study
 
     engine = database.open(db)
-    found = study.show(engine, run)
-    numbers = [row["attempt"] for row in found["attempts"]]
+    state, found = study.attempts(engine, run)
+    numbers = [row["attempt"] for row in found]
     if attempt is not None and attempt not in numbers:
         raise InputError(f"run {run} has no attempt {attempt}; it has {', '.join(map(str, numbers)) or 'none yet'}")
     reader = _Reader(engine, run)
-    silent = not any([reader.show(row) for row in found["attempts"] if attempt in (None, row["attempt"])])
+    silent = not any([reader.show(row) for row in found if attempt in (None, row["attempt"])])
     if follow and (attempt is None or attempt == max(numbers)):
-        reader.follow(found)
+        reader.follow(state)
     elif silent:
         output.remark(f"run {run} has printed nothing" if numbers else f"run {run} has not begun yet")
 
@@ -72,16 +72,17 @@ class _Reader:
         sys.stdout.flush()
         return True
 
-    def follow(self, found: Mapping[str, Any]) -> None:
+    def follow(self, state: str) -> None:
         """Go on until the run has ended, through as many attempts as it takes."""
         from rnnq import runs as study
+        from rnnq.query import OPEN
 
-        while found["state"] in ("waiting", "pending", "running"):
+        while state in OPEN:
             time.sleep(0.25)
-            found = study.show(self.engine, self.run)
-            for row in found["attempts"]:
+            state, found = study.attempts(self.engine, self.run)
+            for row in found:
                 self.show(row)
-        output.remark(f"run {self.run} is {found['state']}")
+        output.remark(f"run {self.run} is {state}")
 
 
 def _harmless(words: str) -> str:

@@ -7,9 +7,9 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from rnnq.cli.options import Format
 
+T = TypeVar("T")
 PATIENCE = 0.5  # seconds after which what takes longer is shown
 
 
@@ -129,6 +130,16 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
                 stack.enter_context(shown)
 
         yield watch
+
+
+def counted(items: Iterable[T], what: str) -> Iterator[T]:
+    """The items of something that has a length, with a bar for what is done of them."""
+    total = len(items)  # type: ignore[arg-type]
+    with bars() as watch:
+        for done, item in enumerate(items, start=1):
+            yield item
+            if done % 100 == 0:  # each telling costs as much as some items do
+                watch(what, done, total)
 
 
 def duration(seconds: float | None) -> str:

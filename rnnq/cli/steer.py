@@ -198,8 +198,7 @@ def pause(stages: StageNames, db: Db = DB, dry_run: DryRun = False) -> None:
     from rnnq import steer
 
     engine = database.open(db)
-    steer.refuse_unknown(engine, stages)
-    asked = 0 if dry_run else steer.pause(engine, stages)
+    asked = steer.pause(engine, stages, dry_run)
     _say_paused("pause", stages, dry_run)
     if asked:
         beat = database.study(engine)[1] / 4
@@ -209,12 +208,9 @@ def pause(stages: StageNames, db: Db = DB, dry_run: DryRun = False) -> None:
 def resume(stages: StageNames, db: Db = DB, dry_run: DryRun = False) -> None:
     """Runs of paused stages may be claimed again. Workers that have left need to be started."""
     from rnnq import db as database
-    from rnnq import queue, steer
+    from rnnq import steer
 
-    engine = database.open(db)
-    steer.refuse_unknown(engine, stages)
-    for stage in [] if dry_run else stages:
-        queue.resume(engine, stage)
+    steer.resume(database.open(db), stages, dry_run)
     _say_paused("resume", stages, dry_run)
 
 

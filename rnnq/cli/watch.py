@@ -41,12 +41,8 @@ def follow(db: str, stage: str | None, every: float, until_done: bool, format: F
     """Look until someone asks to leave or, `until_done`, nothing is open. Raises what the first look raises."""
     eyes = Eyes(db, stage)
     eyes.look()  # a wrong name is an error now, and trouble of the database later
-    try:
-        with Ears() as ears, _face(format, ears, db) as face:
-            _follow(eyes, ears, face, every, until_done)
-    except BrokenPipeError:
-        # the reader has gone, as `head` does: a way to leave like any other; the rest goes nowhere
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with Ears() as ears, _face(format, ears, db) as face:
+        _follow(eyes, ears, face, every, until_done)
 
 
 def _follow(eyes: Eyes, ears: Ears, face: Face, every: float, until_done: bool) -> None:
