@@ -183,7 +183,7 @@ class Spawner:
         pid = self.start(folder, *words, **environment)
         others: dict[int, int] = {}
         while pid not in others:
-            time.sleep(0.005)
+            time.sleep(0.005)  # the spawner answers when it is asked; the cores belong to the workers
             others |= self.ended()
         if others.pop(pid) != 0:
             raise RuntimeError(f"{' '.join(words)} failed:\n{(folder / 'output.txt').read_text()[-2000:]}")
@@ -277,7 +277,7 @@ def read_status() -> None:
             status.failures(engine)
             status.lately(engine)
             reads.write(f"{time.perf_counter() - began}\n")
-            time.sleep(0.05)
+            time.sleep(0.05)  # as a person's screen, not as fast as it can
 
 
 # --------------------------------------------------------------------------------------------------------- the study
@@ -323,7 +323,7 @@ class Chaos:
                 break
             self._fill()
             self._disturb(min(1.0, (counts.get("done", 0) + self.plan.workers) / (0.95 * self.plan.runs)))
-            time.sleep(min(0.1, self.chance.expovariate(100)))
+            time.sleep(min(0.1, self.chance.expovariate(100)))  # so that a kill may fall at any moment
             self._wake()
             self._bury(self.spawner.ended(), reader)
         self._wind_up(reader)
@@ -388,13 +388,13 @@ class Chaos:
         self._wake(all_of_them=True)
         deadline = time.monotonic() + 120
         while self.living and time.monotonic() < deadline:
-            time.sleep(0.02)
+            time.sleep(0.02)  # between two looks, until the deadline
             self._bury(self.spawner.ended(), reader)
         if self.living:
             self.problems.append(f"{len(self.living)} workers did not leave")
         self.spawner.send(reader, signal.SIGTERM)
         while not (ended := self.spawner.ended()):
-            time.sleep(0.01)
+            time.sleep(0.01)  # between two looks: it ends at its signal
         if ended.get(reader) != 0:
             self.problems.append(f"the reader of the status failed: {ended}; see output.txt")
         self.engine.dispose()
@@ -405,7 +405,7 @@ def train_twin(spawner: Spawner, folder: Path, runs: int) -> None:
     make(spawner, folder, runs, lease=60)
     workers = {spawner.start(folder, *WORKER) for _ in range(os.cpu_count() or 1)}
     while workers:
-        time.sleep(0.05)
+        time.sleep(0.05)  # between two looks: they leave by themselves
         for pid, code in spawner.ended().items():
             workers.discard(pid)
             if code:

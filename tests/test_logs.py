@@ -138,7 +138,7 @@ def test_following_a_run_ends_with_the_run(study: Study) -> None:
     while "waiting" not in reader.output:
         assert reader.lives
         assert worker.lives
-        time.sleep(0.02)
+        time.sleep(0.02)  # a look now and then: the processes want the cores
     assert "went on" not in reader.output
     (study.folder / "go").touch()
     reader.end()
@@ -154,7 +154,7 @@ def test_following_stops_cleanly_at_ctrl_c(study: Study) -> None:
     worker = study.start("rnnq", "worker")
     while "waiting" not in reader.output:
         assert reader.lives
-        time.sleep(0.02)
+        time.sleep(0.02)  # a look now and then: the processes want the cores
     reader.send(signal.SIGINT)
     reader.end(130)
     assert "Traceback" not in reader.output

@@ -108,7 +108,7 @@ def test_training_goes_on_while_the_database_is_locked_for_longer_than_the_lease
             worker.expect("away")
         while time.monotonic() - began < 3 * LEASE:
             assert all(worker.lives for worker in workers)
-            time.sleep(0.05)
+            time.sleep(0.05)  # between two looks; the outage must outlast the lease
 
     for worker in workers:
         worker.expect("saved")
@@ -129,7 +129,7 @@ def test_a_run_that_ends_while_the_database_is_locked_is_done_when_it_is_back(st
     worker.expect("trapped")
     with locked(study):
         worker.go_on()
-        time.sleep(3 * LEASE)
+        time.sleep(3 * LEASE)  # that the lease runs out meanwhile is what is tested
         assert worker.lives
     worker.end()
     assert study.ended() == [("done", None)]
@@ -144,7 +144,7 @@ def test_a_run_that_waits_for_the_database_is_not_stalled(study: Study) -> None:
     study.write("ALTER TABLE point RENAME TO elsewhere")  # every write fails at once
     worker.go_on()
     worker.expect("away")
-    time.sleep(3)
+    time.sleep(3)  # three times what counts as stalled
     assert worker.lives
     study.write("ALTER TABLE elsewhere RENAME TO point")
     worker.end()
@@ -157,7 +157,7 @@ def test_a_worker_that_looks_for_work_waits_for_the_database(study: Study) -> No
     worker.expect("trapped")
     with locked(study):
         worker.go_on()
-        time.sleep(2 * LEASE)
+        time.sleep(2 * LEASE)  # it tells nobody that it waits; it must only not have ended
         assert worker.lives
     worker.end()
     assert set(study.states().values()) == {"done"}
@@ -219,7 +219,7 @@ def test_a_worker_that_was_stopped_for_long_does_not_take_its_run_for_stalled(st
     worker.expect("saved")
     worker.send(signal.SIGSTOP)
     worker.expect("stopped")
-    time.sleep(2.5)
+    time.sleep(2.5)  # more than what counts as stalled
     worker.send(signal.SIGCONT)
     worker.expect("saved")
     worker.send(signal.SIGTERM)
@@ -233,7 +233,7 @@ def test_a_run_that_was_short_of_memory_waits_and_is_tried_again(study: Study) -
     worker = study.start("rnnq", "worker")
     while not study.states() or study.states()[1] != "waiting":
         assert worker.lives
-        time.sleep(0.02)
+        time.sleep(0.02)  # a look now and then: the worker wants the core
     (study.folder / "memory").touch()
     worker.end()
     first, second = study.run()["attempts"]
