@@ -275,11 +275,9 @@ class Training:
 
     def _update(self) -> None:
         data = to_device(self.family.batch(self.configs, [self.step]), self.device)
-        losses, carried = self.family.loss(State(self.params, self.carried), data)
-        # members are independent: the gradient of the sum is each member's own
-        gradients = torch.autograd.grad(losses.sum(), list(self.params.values()), allow_unused=True)
-        self.optimizer.update(gradients)
-        self.average.mul_(self.decay).add_(losses.detach(), alpha=1 - self.decay)
+        losses, gradients, carried = self.family.gradients(State(self.params, self.carried), data)
+        self.optimizer.update([gradients[name] for name in self.params])
+        self.average.mul_(self.decay).add_(losses, alpha=1 - self.decay)
         self.carried = carried
         self.step += 1
 

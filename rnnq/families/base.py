@@ -72,6 +72,19 @@ class Family:
         """The training losses, (K,), and the next carried state, detached."""
         raise NotImplementedError
 
+    def gradients(self, state: State, data: Any) -> tuple[Tensor, dict[str, Tensor | None], dict[str, Tensor]]:
+        """The losses, (K,), the gradient of each parameter, (K, ...), and the next carried state; all detached.
+
+        By default autograd's, of the sum of `loss`: members are independent, so that it is each member's own. A family
+        that knows them in closed form returns them itself. None for a parameter that the loss does not depend on.
+        """
+        import torch
+
+        with torch.enable_grad():
+            losses, carried = self.loss(state, data)
+            found = torch.autograd.grad(losses.sum(), list(state.params.values()), allow_unused=True)
+        return losses.detach(), dict(zip(state.params, found, strict=True)), carried
+
     def evaluate(self, state: State, configs: Sequence[Any], split: str) -> list[dict[str, float]]:
         """Metrics on held-out data ("val" or "test"), one dict a member. Called without gradient."""
         return [{} for _ in configs]
