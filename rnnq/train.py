@@ -1,7 +1,8 @@
 """The only training loop: resume, step, measure, evaluate, checkpoint, stop on divergence or on a wish.
 
-It knows no database: whoever owns the run hands it a `Desk`. It never waits for the device at a step; losses are
-gathered there and read at the logging interval.
+It trains a pack: runs of equal shape side by side on a leading axis of K members, each with its own seed, step, curve,
+best, and end; a run alone is a pack of one. It knows no database: whoever owns a run hands in a `Desk` for it. It
+never waits for the device at a step; losses are gathered there and read at the logging interval.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,8 +19,9 @@ import torch
 from torch import Tensor
 
 from rnnq.config import Config
-from rnnq.errors import Diverged, InputError
-from rnnq.families.base import Adam, Family, Generator, State
+from rnnq.errors import Diverged, InputError, LeaseLost, RnnqError
+from rnnq.families.base import Family, Generator, State
+from rnnq.optimizer import FusedAdam
 
 Point = tuple[str, int, float]  # name, step, value
 FIRST = 30.0  # seconds of a run in which no checkpoint by time is made
@@ -59,6 +61,7 @@ class Outcome:
     summary: dict[str, Any] = field(default_factory=dict)
     state: dict[str, Any] | None = None
     best: dict[str, Any] | None = None  # step, value, params, carried
+    error: RnnqError | None = None  # why it ended alone, and no other of its pack: it diverged, or is no longer ours
 
 
 def numerics(device: torch.device) -> dict[str, Any]:
@@ -87,18 +90,44 @@ def train(
 
     `resumed` is the state of a checkpoint. Raises Diverged, and whatever the family or the desk raises.
     """
-    seed_everything(config.seed)
+    [(_, outcome)] = together(family, [Member(config, desk, budget, resumed)], device, every)
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome
+
+
+def together(
+    family: Family | Generator,
+    members: Sequence[Member],
+    device: torch.device,
+    every: Every,
+    shrink: Shrink = lambda active, held: None,
+) -> Iterator[tuple[Member, Outcome]]:
+    """Train runs of equal shape as one pack. Each is given out the moment it ends: at its budget, by its desk's wish,
+    because it diverged, or because it is no longer ours; the others go on.
+
+    `shrink` says to which size a pack goes, of which so many members of so many are still active, or None to leave it.
+    Raises whatever the family, or a desk but for LeaseLost, raises: then no member that was not yet given out has
+    ended, and what it measured is left with its desk.
+    """
     if isinstance(family, Generator):
-        return _consume(family, config, desk)
-    if budget is None:
-        raise InputError(
-            f"{type(config).__name__} does not say how many steps a run takes",
-            "give it a field `steps`, or a steps_total() of its own",
-        )
-    training = Training(family, config, device)
-    if resumed is not None:
-        training.load(resumed)
-    return _run(training, desk, budget, Pace(every))
+        [member] = members
+        seed_everything(member.config.seed)
+        yield member, _consume(family, member.config, member.desk)
+        return
+    for member in members:
+        if member.budget is None:
+            raise InputError(
+                f"{type(member.config).__name__} does not say how many steps a run takes",
+                "give it a field `steps`, or a steps_total() of its own",
+            )
+    training = Training(family, members, device)
+    try:
+        yield from _run(training, Pace(every), shrink)
+    except Exception:
+        for member in training.active:
+            member.desk.leave_behind(member.take_points())
+        raise
 
 
 def to_device(data: Any, device: torch.device) -> Any:
@@ -190,30 +219,101 @@ def _refuse_divergence(config: Config, step: int, measured: Mapping[str, float])
 
 # ---------------------------------------------------------------------------------- the second and third level
 
-
-def _run(training: Training, desk: Desk, budget: int, pace: Pace) -> Outcome:
-    try:
-        return _train_to(training, desk, budget, pace)
-    except Exception:
-        desk.leave_behind(training.take_points())
-        raise
+Shrink = Callable[[int, int], int | None]  # members active, members held -> a smaller pack's size, or None
 
 
-def _train_to(training: Training, desk: Desk, budget: int, pace: Pace) -> Outcome:
-    while training.step < budget:
-        training.advance(budget)
-        if training.step == budget:
-            break
-        if desk.wish():
-            return Outcome(False, training.step, training.take_points(), state=training.state())
-        if pace.is_due(training.step):
-            desk.save(training.step, training.take_points(), training.state())
-            pace.saved()
-        elif training.has_points():
-            desk.record(training.step, training.take_points())
-    training.close(budget)
-    summary = training.summary()
-    return Outcome(True, training.step, training.take_points(), summary, training.state(), training.best)
+class Member:
+    """A run in a pack: what of it is not in the stacked tensors."""
+
+    def __init__(
+        self, config: Config, desk: Desk, budget: int | None, resumed: Mapping[str, Any] | None = None
+    ) -> None:
+        self.config, self.desk, self.budget, self.resumed = config, desk, budget, resumed
+        self.step = self.began = 0  # now, and when this attempt began
+        self.curve: list[Point] = []
+        self.best: dict[str, Any] | None = None
+        self.rng: dict[str, Any] = {}  # where the global random numbers stood after its own seed and its init
+        self._recorded = 0
+        self.log_every = max(1, int(getattr(config, "log_every", 50)))
+        self.eval_every: int | None = getattr(config, "eval_every", None)
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on where a checkpoint's state stands; its tensors are the pack's to take."""
+        self.step = self.began = state["step"]
+        self.best, self.rng = state["best"], state["rng"]
+        self.curve = [(name, step, value) for name, step, value in state["curve"]]
+        self._recorded = len(self.curve)
+
+    def is_to_log(self) -> bool:
+        """Whether this step's average loss is a point."""
+        return self.step % self.log_every == 0 or self.step == self.budget
+
+    def is_to_evaluate(self) -> bool:
+        """Whether the schedule has an evaluation here; at the end there is one in any case."""
+        return bool(self.eval_every) and self.step % (self.eval_every or 1) == 0 and not self.is_at_end()
+
+    def is_at_end(self) -> bool:
+        """Whether the budget is used up."""
+        return self.budget is not None and self.step >= self.budget
+
+    def has_points(self) -> bool:
+        """Whether there are points that were not yet handed over."""
+        return self._recorded < len(self.curve)
+
+    def take_points(self) -> list[Point]:
+        """The points that were not yet handed over."""
+        points = self.curve[self._recorded :]
+        self._recorded = len(self.curve)
+        return points
+
+    def add(self, found: Mapping[str, float], split: str) -> None:
+        """What an evaluation measured. Raises InputError for a metric that has a value at this step already."""
+        twice = sorted({name for name, step, _ in reversed(self.curve) if step == self.step} & set(found))
+        if twice:
+            raise InputError(
+                f"evaluate() for {split} measures {', '.join(twice)}, of which step {self.step:,} has a value already",
+                f"a metric belongs to one split: {split}_{twice[0]}?",
+            )
+        self.curve += [(name, self.step, float(value)) for name, value in found.items()]
+
+    def is_better(self, value: float) -> bool:
+        """Whether this value of the config's best metric is better than all before it."""
+        direction = next((m.better for m in self.config.metrics if m.name == self.config.best_metric), "min")
+        sign = 1 if direction == "min" else -1
+        return math.isfinite(value) and (self.best is None or sign * value < sign * self.best["value"])
+
+
+def _run(training: Training, pace: Pace, shrink: Shrink) -> Iterator[tuple[Member, Outcome]]:
+    yield from training.close([m for m in training.active if m.is_at_end()])  # lost before it could say it was done
+    while training.active:
+        for member, error in training.advance():
+            yield training.end(member, error)
+        yield from training.close([m for m in training.active if m.is_at_end()])
+        yield from _hand_over(training, pace)
+        size = shrink(len(training.active), training.size) if training.frozen else None
+        if size is not None:
+            training.compact(size)
+
+
+def _hand_over(training: Training, pace: Pace) -> Iterator[tuple[Member, Outcome]]:
+    """What is due after a step: wishes, checkpoints, points. A member that diverged or is no longer ours ends."""
+    saved = False
+    for member in list(training.active):
+        try:
+            if member.desk.wish():
+                state = training.state(member)
+                training.freeze(member)
+                yield member, Outcome(False, member.step, member.take_points(), state=state)
+            elif pace.is_due(member.step):
+                state = training.state(member)
+                member.desk.save(member.step, member.take_points(), state)
+                saved = True
+            elif member.has_points():
+                member.desk.record(member.step, member.take_points())
+        except (Diverged, LeaseLost) as error:
+            yield training.end(member, error)
+    if saved:
+        pace.saved()
 
 
 class Pace:
@@ -235,199 +335,199 @@ class Pace:
 
 
 class Training:
-    """One run in training, as a pack of one: everything that changes has a leading axis of members, K = 1."""
+    """A pack in training: everything that changes has a leading axis of K members.
 
-    def __init__(self, family: Family, config: Config, device: torch.device) -> None:
-        self.family, self.config, self.device = family, config, device
-        self.configs = [config]
-        drawn = family.init(self.configs)
+    A member that has ended stays in its row, frozen, until the pack is made smaller: rows are independent.
+    """
+
+    def __init__(self, family: Family, members: Sequence[Member], device: torch.device) -> None:
+        self.family, self.device = family, device
+        self.rows = list(members)  # by their place on the axis
+        self.active = list(members)
+        self.frozen: set[int] = set()  # rows of members that have ended
+        drawn = [self._draw(member) for member in members]
         # contiguous, as the fused optimiser walks through the memory of a row from its first element to its last
-        self.params = {name: p.to(device).contiguous().requires_grad_() for name, p in drawn.params.items()}
-        self.carried = {name: c.to(device) for name, c in drawn.carried.items()}
+        self.params = {n: p.contiguous().requires_grad_() for n, p in self._stack([d.params for d in drawn]).items()}
+        self.carried = self._stack([d.carried for d in drawn])
         # what begins without an infinity has none later: a mask of a module's own may hold some
         self._finite = [name for name, c in self.carried.items() if bool(torch.isfinite(c).all())]
-        self.optimizer = FusedAdam(self.params, [family.optimizer(config)])
+        self.optimizer = FusedAdam(self.params, [family.optimizer(member.config) for member in members])
         decay, start = family.smoothing or (0.0, 0.0)
         self.decay = decay
-        self.average = torch.full((1,), start, dtype=torch.float64, device=device)  # of the training loss
-        self.step = 0
-        self.curve: list[Point] = []
-        self.best: dict[str, Any] | None = None
+        self.average = torch.full((self.size,), start, dtype=torch.float64, device=device)  # of the training loss
         self.busy = 0.0  # seconds spent in steps of this attempt
-        self._started_at_step = 0
-        self._recorded = 0
-        self.log_every = max(1, int(getattr(config, "log_every", 50)))
-        self.eval_every: int | None = getattr(config, "eval_every", None)
-        self.loss_name = config.primary().name
+        self.loss_name = members[0].config.primary().name
+        for k, member in enumerate(members):
+            if member.resumed is not None:
+                self.optimizer.load(k, member.resumed["members"]["optimizer"])
+                self.average[k : k + 1].copy_(member.resumed["members"]["average"])
+                member.resumed = None  # its tensors are no longer needed
+        if self.size == 1:
+            set_random_state(members[0].rng, device)
+
+    @property
+    def size(self) -> int:
+        """K: the members that have a row, ended or not."""
+        return len(self.rows)
+
+    def _draw(self, member: Member) -> State:
+        """Each member is drawn alone, from its own seed: nothing of it depends on who is beside it."""
+        seed_everything(member.config.seed)
+        drawn = self.family.init([member.config])
+        member.rng = random_state(self.device)
+        if member.resumed is None:
+            return drawn
+        member.resume(member.resumed)
+        saved = member.resumed["members"]
+        return State({name: saved["params"][name] for name in drawn.params}, dict(saved["carried"]))
+
+    def _stack(self, trees: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        if len(trees) == 1:
+            return {name: t.to(self.device) for name, t in trees[0].items()}
+        return {name: torch.cat([tree[name] for tree in trees]).to(self.device) for name in trees[0]}
 
     # ------------------------------------------------------------------------------------------------ stepping
 
-    def advance(self, budget: int) -> None:
-        """One optimiser step, and what is due after it: logging, evaluation."""
+    def advance(self) -> list[tuple[Member, Diverged]]:
+        """One optimiser step, and what is due after it: logging, evaluation. Returns who diverged."""
         began = time.perf_counter()
         self._update()
-        due = self.step % self.log_every == 0 or self.step == budget
-        if due:
-            self._log()
+        due = [member for member in self.active if member.is_to_log()]
+        diverged = self._log(due) if due else []
         self.busy += time.perf_counter() - began
-        if self.eval_every and self.step % self.eval_every == 0 and self.step < budget:
-            self._evaluate("val")
+        out = [member for member, _ in diverged]
+        due = [member for member in self.active if member.is_to_evaluate() and member not in out]
+        if due:
+            self._evaluate(due, "val")
+        return diverged
 
     def _update(self) -> None:
-        data = to_device(self.family.batch(self.configs, [self.step]), self.device)
+        configs = [member.config for member in self.rows]
+        # of a member that has ended the last step again: there may be no further one
+        steps = [max(0, member.step - (k in self.frozen)) for k, member in enumerate(self.rows)]
+        data = to_device(self.family.batch(configs, steps), self.device)
         losses, gradients, carried = self.family.gradients(State(self.params, self.carried), data)
-        self.optimizer.update([gradients[name] for name in self.params])
+        rows = [k for k in range(self.size) if k not in self.frozen] if self.frozen else range(self.size)
+        self.optimizer.update([gradients[name] for name in self.params], rows, steps)
         self.average.mul_(self.decay).add_(losses, alpha=1 - self.decay)
         self.carried = carried
-        self.step += 1
+        for member in self.active:
+            member.step += 1
 
-    def _log(self) -> None:
-        value = float(self.average)  # the only place where the host waits for the device
-        self.curve.append((self.loss_name, self.step, value))
-        if not math.isfinite(value) or value > self.family.loss_bound:
-            raise Diverged(f"the training loss is {value:g} at step {self.step:,}", "a lower lr?")
+    def _log(self, due: Sequence[Member]) -> list[tuple[Member, Diverged]]:
+        values = self.average.tolist()  # the only place where the host waits for the device
+        diverged = []
+        for member in due:
+            value = values[self.rows.index(member)]
+            member.curve.append((self.loss_name, member.step, value))
+            if not math.isfinite(value) or value > self.family.loss_bound:
+                why = Diverged(f"the training loss is {value:g} at step {member.step:,}", "a lower lr?")
+                diverged.append((member, why))
+        return diverged
 
     # --------------------------------------------------------------------------------------------- measuring
 
     @torch.no_grad()
-    def _evaluate(self, split: str) -> None:
-        [found] = self.family.evaluate(State(self.params, self.carried), self.configs, split)
-        twice = sorted({name for name, step, _ in self.curve if step == self.step} & set(found))
-        if twice:
-            raise InputError(
-                f"evaluate() for {split} measures {', '.join(twice)}, of which step {self.step:,} has a value already",
-                f"a metric belongs to one split: {split}_{twice[0]}?",
-            )
-        self.curve += [(name, self.step, float(value)) for name, value in found.items()]
-        if self.config.best_metric in found:
-            self._keep_best(float(found[self.config.best_metric]))
+    def _evaluate(self, due: Sequence[Member], split: str) -> None:
+        """Measure members: all in one where most are due, else each alone. The pack's certificate covers both."""
+        places = [self.rows.index(member) for member in due]
+        if 4 * len(due) >= self.size:
+            configs = [member.config for member in self.rows]
+            every = self.family.evaluate(State(self.params, self.carried), configs, split)
+            found = [every[k] for k in places]
+        else:
+            found = [
+                self.family.evaluate(self._alone(k), [member.config], split)[0]
+                for k, member in zip(places, due, strict=True)
+            ]
+        for k, member, measured in zip(places, due, found, strict=True):
+            member.add(measured, split)
+            best = member.config.best_metric
+            if best in measured and member.is_better(float(measured[best])):
+                member.best = {"step": member.step, "value": float(measured[best]), **self._parts(k)}
 
-    def _keep_best(self, value: float) -> None:
-        direction = next((m.better for m in self.config.metrics if m.name == self.config.best_metric), "min")
-        sign = 1 if direction == "min" else -1
-        if math.isfinite(value) and (self.best is None or sign * value < sign * self.best["value"]):
-            params = {name: p.detach().cpu().clone() for name, p in self.params.items()}
-            carried = {name: c.detach().cpu().clone() for name, c in self.carried.items()}  # such as running means
-            self.best = {"step": self.step, "value": value, "params": params, "carried": carried}
+    def _alone(self, k: int) -> State:
+        cut = slice(k, k + 1)
+        return State({n: p[cut] for n, p in self.params.items()}, {n: c[cut] for n, c in self.carried.items()})
 
-    def close(self, budget: int) -> None:
-        """The last evaluation, also on test data."""
-        if not any(step == budget and name != self.loss_name for name, step, _ in self.curve):
-            self._evaluate("val")
-            self._evaluate("test")
+    def _parts(self, k: int) -> dict[str, dict[str, Tensor]]:
+        """Copies of a member's parameters and of what it carries, such as running means, on the CPU."""
+        alone = self._alone(k)
+        return {
+            "params": {name: p.detach().to("cpu", copy=True) for name, p in alone.params.items()},
+            "carried": {name: c.detach().to("cpu", copy=True) for name, c in alone.carried.items()},
+        }
 
-    def summary(self) -> dict[str, Any]:
+    def close(self, ending: Sequence[Member]) -> Iterator[tuple[Member, Outcome]]:
+        """The last evaluation of members at their budget, also on test data, and their ends."""
+        due = [m for m in ending if not any(at == m.budget and name != self.loss_name for name, at, _ in m.curve)]
+        if due:
+            self._evaluate(due, "val")
+            self._evaluate(due, "test")
+        for member in ending:
+            try:
+                state = self.state(member)
+            except Diverged as error:
+                yield self.end(member, error)
+                continue
+            self.freeze(member)
+            points, summary = member.take_points(), self.summary(member)
+            yield member, Outcome(True, member.step, points, summary, state, member.best)
+
+    def end(self, member: Member, error: RnnqError) -> tuple[Member, Outcome]:
+        """A member ends by an error that is its own."""
+        self.freeze(member)
+        points = member.take_points()
+        member.desk.leave_behind(points)
+        return member, Outcome(False, member.step, points, error=error)
+
+    def summary(self, member: Member) -> dict[str, Any]:
         """The family's summary and the speed of this attempt in steps per second, evaluations aside."""
-        speed = (self.step - self._started_at_step) / self.busy if self.busy else None
-        found = self.family.summary(self.config, self.curve)
+        speed = (member.step - member.began) / self.busy if self.busy else None
+        found = self.family.summary(member.config, member.curve)
         return found | ({"steps_per_s": speed} if speed else {})
 
-    # ------------------------------------------------------------------------------------------------- points
+    # ------------------------------------------------------------------------------------------ members that end
 
-    def has_points(self) -> bool:
-        """Whether there are points that were not yet handed over."""
-        return self._recorded < len(self.curve)
+    def freeze(self, member: Member) -> None:
+        """The member has ended: its row is computed, as rows are, but no longer changed."""
+        self.active.remove(member)
+        self.frozen.add(self.rows.index(member))
 
-    def take_points(self) -> list[Point]:
-        """The points that were not yet handed over."""
-        points = self.curve[self._recorded :]
-        self._recorded = len(self.curve)
-        return points
+    def compact(self, size: int) -> None:
+        """Make the pack `size` rows: the active ones, and as many of the frozen as that leaves room for."""
+        kept = sorted(range(self.size), key=lambda k: (k in self.frozen, k))[:size]
+        keep = torch.tensor(sorted(kept), device=self.device)
+        self.params = {n: p.detach().index_select(0, keep).requires_grad_() for n, p in self.params.items()}
+        self.carried = {n: c.index_select(0, keep) for n, c in self.carried.items()}
+        self.average = self.average.index_select(0, keep)
+        self.optimizer.select(self.params, keep)
+        self.rows = [self.rows[k] for k in sorted(kept)]
+        self.frozen = {k for k, member in enumerate(self.rows) if member not in self.active}
+        if self.size == 1 and self.active:
+            set_random_state(self.active[0].rng, self.device)
 
     # -------------------------------------------------------------------------------------------------- state
 
-    def state(self) -> dict[str, Any]:
+    def state(self, member: Member) -> dict[str, Any]:
         """All that is needed to go on as if nothing had happened. Raises Diverged rather than keep a bad state."""
-        members = {
-            "params": {name: p.detach().cpu() for name, p in self.params.items()},
-            "carried": {name: c.cpu() for name, c in self.carried.items()},
-            "optimizer": self.optimizer.state(),
-            "average": self.average.cpu(),
-        }
-        carried = {name: c for name, c in self.carried.items() if name in self._finite}
-        _refuse_nonfinite([self.params, carried, self.optimizer.first, self.optimizer.second], self.step)
+        k = self.rows.index(member)
+        alone = self._parts(k)
+        moments = self.optimizer.state(k)
+        carried = {name: c for name, c in alone["carried"].items() if name in self._finite}
+        _refuse_nonfinite([alone["params"], carried, moments], member.step)
+        average = self.average[k : k + 1].to("cpu", copy=True)
         return {
-            "step": self.step,
-            "members": members,
-            "best": self.best,
-            "curve": [list(point) for point in self.curve],
-            "rng": random_state(self.device),
+            "step": member.step,
+            "members": {**alone, "optimizer": moments, "average": average},
+            "best": member.best,
+            "curve": [list(point) for point in member.curve],
+            # alone a family may draw from the global numbers; one that does so at a step is trained in no pack
+            "rng": random_state(self.device) if self.size == 1 else member.rng,
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
-        members = state["members"]
-        for name, p in self.params.items():
-            p.data.copy_(members["params"][name])
-        self.carried = {name: c.to(self.device) for name, c in members["carried"].items()}
-        self.optimizer.load(members["optimizer"])
-        self.average.copy_(members["average"])
-        self.step = self._started_at_step = state["step"]
-        self.best = state["best"]
-        self.curve = [(name, step, value) for name, step, value in state["curve"]]
-        self._recorded = len(self.curve)
-        set_random_state(state["rng"], self.device)
 
-
-def _refuse_nonfinite(trees: Sequence[Mapping[str, Tensor]], step: int) -> None:
-    """One look at the device for all of them."""
+def _refuse_nonfinite(trees: Iterable[Mapping[str, Tensor]], step: int) -> None:
     tensors = [t for tree in trees for t in tree.values() if t.is_floating_point()]
     if not bool(torch.stack([torch.isfinite(t).all() for t in tensors]).all()):
         raise Diverged(f"the state is not finite at step {step:,}", "a lower lr?")
-
-
-class FusedAdam:
-    """One fused Adam call per member, on row views of the stacked parameters.
-
-    Each member has its own learning rate and step count, at no cost over one call for all. A parameter whose
-    gradient is absent is left alone.
-    """
-
-    def __init__(self, params: Mapping[str, Tensor], specs: Sequence[Adam]) -> None:
-        self.names = list(params)
-        self.specs = list(specs)
-        self.first = {name: torch.zeros_like(p, requires_grad=False) for name, p in params.items()}
-        self.second = {name: torch.zeros_like(p, requires_grad=False) for name, p in params.items()}
-        device = next(iter(params.values())).device
-        self.steps = torch.zeros(len(specs), dtype=torch.float32, device=device)
-        self._rows = [
-            [(params[n].detach()[k], self.first[n][k], self.second[n][k]) for n in self.names]
-            for k in range(len(specs))
-        ]
-
-    @torch.no_grad()
-    def update(self, gradients: Sequence[Tensor | None]) -> None:
-        """One step of every member. gradients: one per parameter, (K, ...), or None where there is none."""
-        self.steps += 1
-        present = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        for k, spec in enumerate(self.specs):
-            rows = [self._rows[k][i] for i in present]
-            torch._fused_adam_(
-                [row[0] for row in rows],
-                # the gradient of a transposed use is transposed, that of a plain sum is one number seen many times
-                [g[k].contiguous() for g in gradients if g is not None],
-                [row[1] for row in rows],
-                [row[2] for row in rows],
-                [],
-                [self.steps[k]] * len(rows),
-                lr=spec.lr,
-                beta1=spec.betas[0],
-                beta2=spec.betas[1],
-                weight_decay=0.0,
-                eps=spec.eps,
-                amsgrad=False,
-                maximize=False,
-            )
-
-    def state(self) -> dict[str, Tensor]:
-        """Moments and step counts, on the CPU."""
-        moments = {f"first.{n}": t.cpu() for n, t in self.first.items()}
-        moments |= {f"second.{n}": t.cpu() for n, t in self.second.items()}
-        return moments | {"steps": self.steps.cpu()}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state."""
-        for n in self.names:
-            self.first[n].copy_(state[f"first.{n}"])
-            self.second[n].copy_(state[f"second.{n}"])
-        self.steps.copy_(state["steps"])

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnq
@@ -19,7 +20,7 @@ from rnnq.errors import Diverged, InputError, LeaseLost
 from rnnq.families.base import State
 from rnnq.families.dynamics.config import DynamicsConfig
 from rnnq.families.dynamics.model import Dynamics
-from rnnq.train import Every, Outcome, Pace, Point, Training
+from rnnq.train import Every, Member, Outcome, Pace, Point, Training
 
 torch.set_num_threads(1)
 
@@ -435,12 +436,35 @@ def test_parameters_and_gradients_may_lie_in_memory_as_they_like(layout: str) ->
 # ---------------------------------------------------------------------------------------------------- no waiting
 
 
+class Lists(TorchFunctionMode):
+    """Counts tensors that are read as a list: on a CPU that is no operation of its own."""
+
+    count = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += func is torch.Tensor.tolist
+        return func(*args, **(kwargs or {}))
+
+
 class Reads(TorchDispatchMode):
-    """Counts how often a number is read from the device, which on a GPU waits for all that was asked before."""
+    """Counts how often numbers are read from the device, which on a GPU waits for all that was asked before."""
 
     def __init__(self) -> None:
         super().__init__()
         self.count = 0
+        self.lists = Lists()
+
+    def __enter__(self) -> Reads:
+        self.lists.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.lists.__exit__(*error)
+        self.count += self.lists.count
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -454,15 +478,16 @@ def test_the_loop_reads_from_the_device_only_where_it_logs() -> None:
     config = DynamicsConfig(
         state_size=8, batch_size=4, window=33, steps=100, log_every=50, use_state_gate=True, use_forget_gate=True
     )
-    training = Training(Dynamics(), config, CPU)
+    training = Training(Dynamics(), [Member(config, Desk(), 100)], CPU)
     with Reads() as reads:
         for _ in range(100):
-            training.advance(100)
+            training.advance()
     assert reads.count == 2
 
     with Reads() as control:
         float(torch.ones(1))
-    assert control.count == 1, "what is counted is what reads"
+        torch.ones(1).tolist()
+    assert control.count == 2, "what is counted is what reads"
 
 
 def test_the_loop_around_the_steps_reads_no_more() -> None:

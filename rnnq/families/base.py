@@ -36,11 +36,15 @@ class State:
 
 @dataclass(frozen=True)
 class Adam:
-    """The Adam optimiser (Kingma and Ba, 2015), without weight decay."""
+    """The Adam optimiser (Kingma and Ba, 2015), as torch.optim has it."""
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+    weight_decay: float = 0.0
+    decoupled: bool = True  # weight decay as in AdamW (Loshchilov and Hutter, 2019), not added to the gradient
+    clip: float | None = None  # the largest L2 norm of all gradients together
+    schedule: Callable[[int], float] | None = None  # steps done -> what lr is multiplied with; pure
 
 
 class Family:

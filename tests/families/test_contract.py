@@ -28,7 +28,8 @@ from rnnq.checkpoint import Owner, Saved
 from rnnq.config import Config, parse, to_json
 from rnnq.families.base import Adam, Family, Generator, State
 from rnnq.families.dynamics.config import FLAGS, DynamicsConfig
-from rnnq.train import Every, FusedAdam, Outcome, Point, Training, train
+from rnnq.optimizer import FusedAdam
+from rnnq.train import Every, Member, Outcome, Point, Training, train
 
 torch.set_num_threads(1)
 
@@ -232,12 +233,13 @@ def test_2_the_same_config_gives_the_same_numbers_twice_and_another_seed_gives_o
 @pytest.mark.parametrize("name", CASES)
 def test_3_three_steps_are_finite_and_whatever_is_meant_to_learn_has_moved(name: str) -> None:
     case = CASES[name]
-    training = Training(case.make(), case.config, CPU)  # type: ignore[arg-type]
+    [member] = members = [Member(case.config, Notebook(), 3)]
+    training = Training(case.make(), members, CPU)  # type: ignore[arg-type]
     before = {key: p.detach().clone() for key, p in training.params.items()}
     for _ in range(3):
-        training.advance(3)
+        training.advance()
 
-    assert np.isfinite(training.curve[-1][2])
+    assert np.isfinite(member.curve[-1][2])
     for key, p in training.params.items():
         assert bool(p.isfinite().all()), key
         moved = not torch.equal(p, before[key])

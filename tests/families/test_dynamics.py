@@ -21,7 +21,8 @@ from rnnq.families.base import Adam, State
 from rnnq.families.dynamics import data, model
 from rnnq.families.dynamics.config import FLAGS, DynamicsConfig
 from rnnq.families.dynamics.model import Dynamics
-from rnnq.train import Every, FusedAdam, Outcome, Point, Training, train
+from rnnq.optimizer import FusedAdam
+from rnnq.train import Every, Member, Outcome, Point, Training, train
 from tests.families import oracle
 
 torch.set_num_threads(1)
@@ -186,7 +187,8 @@ def test_steps_across_window_borders_are_the_oracles(text: str, code: str) -> No
         code, n_layers=2, state_size=SIZE, batch_size=BATCH, window=6, steps=12, log_every=3, eval_every=100,
         corpus=text, lr=0.01,
     )  # fmt: skip
-    training = Training(Double(), config, CPU)
+    [member] = members = [Member(config, Silent(), 12)]
+    training = Training(Double(), members, CPU)
     names = list(oracle.shapes(oracle.from_code(code), 2, SIZE))
     arrays = theirs(training.params, names)
     moments: dict[str, Any] = {}
@@ -204,13 +206,13 @@ def test_steps_across_window_borders_are_the_oracles(text: str, code: str) -> No
         if (step + 1) % 3 == 0:
             curve.append(("loss", step + 1, average))
 
-        training.advance(12)
+        training.advance()
 
         found = torch.stack([training.carried[f"state.{layer}"][0] for layer in range(2)], 1)
         torch.testing.assert_close(found, torch.tensor(states, dtype=torch.float64), atol=1e-9, rtol=0)
     assert difference(training.params, ours(arrays, torch.float64)) < 1e-8
-    assert [point[:2] for point in training.curve] == [point[:2] for point in curve]
-    assert [point[2] for point in training.curve] == pytest.approx([point[2] for point in curve], abs=1e-9)
+    assert [point[:2] for point in member.curve] == [point[:2] for point in curve]
+    assert [point[2] for point in member.curve] == pytest.approx([point[2] for point in curve], abs=1e-9)
 
 
 # --------------------------------------------------------------------------------------- sizes and first weights
@@ -612,9 +614,11 @@ def test_a_run_that_blows_up_is_stopped(text: str) -> None:
 
 
 def test_a_net_that_is_not_finite_is_never_handed_over_to_be_saved(text: str) -> None:
-    training = Training(Dynamics(), config_of("....N.R", state_size=8, batch_size=2, window=6, corpus=text), CPU)
-    training.advance(100)
-    assert training.state()["step"] == 1
+    config = config_of("....N.R", state_size=8, batch_size=2, window=6, corpus=text)
+    [member] = members = [Member(config, Silent(), 100)]
+    training = Training(Dynamics(), members, CPU)
+    training.advance()
+    assert training.state(member)["step"] == 1
     for tensor in (
         training.params["embed.bias"].data,
         training.carried["state.0"],
@@ -623,9 +627,9 @@ def test_a_net_that_is_not_finite_is_never_handed_over_to_be_saved(text: str) ->
         kept = tensor.clone()
         tensor.view(-1)[0] = math.inf
         with pytest.raises(Diverged, match="not finite at step 1"):
-            training.state()
+            training.state(member)
         tensor.copy_(kept)
-    assert training.state()["step"] == 1
+    assert training.state(member)["step"] == 1
 
 
 def test_a_small_net_learns_real_text_and_uses_its_state() -> None:
