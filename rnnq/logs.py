@@ -10,7 +10,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +26,39 @@ def folder(root: Path, study: str, run: int) -> Path:
 
 
 @contextlib.contextmanager
-def kept(root: Path, study: str, run: int, attempt: int, keep: bool = True) -> Iterator[None]:
-    """What is printed meanwhile goes into the attempt's log, whoever prints it: Python, C, or a process of the run's.
+def kept(root: Path, study: str, attempts: Sequence[tuple[int, int]], keep: bool = True) -> Iterator[None]:
+    """What is printed meanwhile goes into the log of (run, attempt), whoever prints it: Python, C, or a process of the
+    run's. Runs that are trained together have one log between them, under the name of each.
 
     A log without a word is removed. One that cannot be written must not fail a run: then the terminal has the words.
     """
-    place = path(root, study, run, attempt)
+    place, *others = [path(root, study, run, attempt) for run, attempt in attempts]
     file = _open(place) if keep else None
     if file is None:
         yield
         return
+    for other in others:
+        with contextlib.suppress(OSError):  # a file system without links: then the first has it alone
+            other.parent.mkdir(parents=True, exist_ok=True)
+            other.hardlink_to(place)
     try:
         with _to(file):
             yield
     finally:
         os.close(file)
-        _remove_if_empty(place)
+        for each in (place, *others):
+            _remove_if_empty(each)
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """What is printed meanwhile is nobody's."""
+    file = os.open(os.devnull, os.O_WRONLY)
+    try:
+        with _to(file):
+            yield
+    finally:
+        os.close(file)
 
 
 def _open(place: Path) -> int | None:

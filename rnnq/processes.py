@@ -13,6 +13,7 @@ from types import FrameType
 from rnnq import host
 
 LEADER = "RNNQ_LEADER"  # tells a worker who started it: pid and start of that process
+SIDE_BY_SIDE = "RNNQ_SIDE_BY_SIDE"  # and how many were started together
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,20 @@ class Leader:
         return self.pid != 0 and host.is_gone(host.name(), self.pid, self.start)
 
 
+def side_by_side() -> int:
+    """How many workers were started together with this one, itself among them; not all need be up yet."""
+    given = os.environ.get(SIDE_BY_SIDE, "")
+    return int(given) if given.isdigit() and Leader.of_environment().pid else 1
+
+
 def run(n: int, words: Sequence[str]) -> int:
     """Start `rnnq worker WORDS` n times and wait for all; returns the worst exit code.
 
     The first signal reaches each of them once; of a second one, too, which means: at once. Should this process be
     killed, they find out at their next beat, give back what they have and leave.
     """
-    environment = {**os.environ, LEADER: f"{os.getpid()}:{host.process_start(os.getpid()) or ''}"}
+    me = f"{os.getpid()}:{host.process_start(os.getpid()) or ''}"
+    environment = {**os.environ, LEADER: me, SIDE_BY_SIDE: str(n)}
     started: list[subprocess.Popen[bytes]] = []
     stopped: list[int] = []
 

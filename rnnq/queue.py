@@ -468,6 +468,9 @@ RETURNING id, attempt, lease_until, stage, family, label, config, fingerprint, p
           (SELECT data FROM stages WHERE name = runs.stage) AS data
 """
 
+# of one shape only, through the index that begins with it
+_CLAIM_ALIKE = _CLAIM.replace(" ORDER BY inner_run", " AND inner_run.pack_key = :pack_key ORDER BY inner_run")
+
 _WAKE = "UPDATE runs SET state = 'pending', wake_at = NULL WHERE state = 'waiting' AND wake_at <= :now"
 
 _ATTEMPT = """
@@ -486,8 +489,11 @@ def claim(
     stage: str | None = None,
     without: Iterable[str] = (),
     now: float | None = None,
+    kind: tuple[str, str | None] | None = None,
 ) -> list[Claim]:
     """Take up to `limit` pending runs: highest priority first, then oldest; none of the stages `without`.
+
+    With `kind`, a stage and a pack key, only runs that can be trained together as one pack.
 
     Each claim is ours for LEASE seconds unless `beat` renews it. An empty list means that nothing is pending now,
     not that all is done. `provenance` goes into the attempt's row: host, device, git_commit, git_dirty,
@@ -497,12 +503,90 @@ def claim(
         moment = db.clock(connection, now)
         connection.execute(text(_WAKE), {"now": moment})
         values = {"worker": worker, "now": moment, "limit": limit, "stage": stage, "without": _dump(list(without))}
-        rows = connection.execute(text(_CLAIM), values).all()
+        if kind is not None:
+            values |= {"stage": kind[0], "pack_key": kind[1]}
+        rows = connection.execute(text(_CLAIM if kind is None else _CLAIM_ALIKE), values).all()
         rows = sorted(rows, key=lambda row: (-row.priority, row.id))
         for row in rows:
             attempt = {"run": row.id, "attempt": row.attempt, "worker": worker, "now": moment}
             connection.execute(text(_ATTEMPT), {**provenance, **attempt, "source_sha256": row.source_sha256})
     return [_claim_of(row, worker) for row in rows]
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """The run that would be claimed next, and who waits with it."""
+
+    stage: str
+    family: str
+    config: Mapping[str, Any]
+    budget: int | None
+    pack_key: str | None
+    source: str | None
+    source_sha256: str | None
+    pending: int  # runs of its stage and pack key, itself included; counted up to MANY
+    workers: int  # live ones that could claim it
+
+
+MANY = 4096
+
+
+def ahead(engine: Engine, stage: str | None = None, without: Iterable[str] = ()) -> Ahead | None:
+    """What `claim` would take now; None when nothing is pending. Nothing is promised: others claim meanwhile."""
+    head = """SELECT head.id, head.stage, head.family, head.config, head.budget, head.pack_key, stages.source_sha256,
+                     CASE WHEN stages.family_in_source THEN stages.source END AS source
+              FROM intakes JOIN stages ON stages.name = intakes.stage
+              JOIN runs AS head ON head.id = (
+                  SELECT inner_run.id FROM runs AS inner_run
+                  WHERE inner_run.state = 'pending' AND inner_run.intake = intakes.id
+                  AND inner_run.stage = intakes.stage
+                  ORDER BY inner_run.priority DESC, inner_run.id LIMIT 1)
+              WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
+              AND stages.name NOT IN (SELECT value FROM json_each(:without))
+              ORDER BY head.priority DESC, head.id LIMIT 1"""
+    alike = """SELECT count(*) FROM (
+                   SELECT 1 FROM intakes JOIN runs ON runs.intake = intakes.id AND runs.stage = intakes.stage
+                   WHERE intakes.complete AND intakes.stage = :stage AND runs.state = 'pending'
+                   AND runs.pack_key = :pack_key LIMIT :many) AS some"""
+    with db.reading(engine) as connection:
+        row = connection.execute(text(head), {"stage": stage, "without": _dump(list(without))}).one_or_none()
+        if row is None:
+            return None
+        values = {"stage": row.stage, "pack_key": row.pack_key, "many": MANY}
+        pending = connection.execute(text(alike), values).scalar_one() if row.pack_key is not None else 1
+        scopes = connection.execute(text("SELECT scope FROM workers WHERE state = 'live'")).scalars().all()
+    workers = sum((_load(scope) or {}).get("stage") in (None, row.stage) for scope in scopes)
+    names = ("stage", "family", "budget", "pack_key", "source")
+    return Ahead(
+        config=_load(row.config),
+        source_sha256=row.source_sha256 if row.source else None,
+        pending=pending,
+        workers=workers,
+        **{name: getattr(row, name) for name in names},
+    )
+
+
+def packs(engine: Engine, shape: str) -> list[dict[str, Any]]:
+    """What workers have found out about packs of a shape: members, equal, rate, fits."""
+    sql = "SELECT members, equal, rate, fits FROM packs WHERE shape = :shape ORDER BY members"
+    with db.reading(engine) as connection:
+        rows = connection.execute(text(sql), {"shape": shape}).all()
+    return [
+        {"members": row.members, "equal": None if row.equal is None else bool(row.equal), "rate": row.rate,
+         "fits": bool(row.fits)}
+        for row in rows
+    ]  # fmt: skip
+
+
+def remember_pack(engine: Engine, shape: str, members: int, equal: bool | None, rate: float | None, fits: bool) -> None:
+    """What a worker has found out about packs of so many members; the newest counts."""
+    sql = f"""INSERT INTO packs (shape, members, equal, rate, fits, found_at)
+              VALUES (:shape, :members, :equal, :rate, :fits, {db.NOW})
+              ON CONFLICT (shape, members) DO UPDATE SET equal = excluded.equal, rate = excluded.rate,
+              fits = excluded.fits, found_at = excluded.found_at"""
+    values = {"shape": shape, "members": members, "equal": equal, "rate": rate, "fits": fits}
+    with db.transaction(engine) as connection:
+        connection.execute(text(sql), values)
 
 
 def _claim_of(row: Any, worker: str) -> Claim:
@@ -652,6 +736,25 @@ def record(
         return _let_go(connection, claim.run, before)
 
 
+def record_together(
+    engine: Engine, progress: Sequence[tuple[Claim, int, Sequence[Point]]], patience: float = db.BUSY
+) -> list[int]:
+    """Write points of several runs, each with the step that they reach to, in one transaction.
+
+    Each run is fenced on its own. Returns those that are no longer ours, of which nothing is written.
+    """
+    lost = []
+    with db.transaction(engine, patience) as connection:
+        for claim, step, points in sorted(progress, key=lambda one: one[0].run):  # all writers go in this order
+            try:
+                _write(connection, claim, "steps_done = :step", {"step": step})
+            except LeaseLost:
+                lost.append(claim.run)
+            else:
+                _insert_points(connection, claim.run, points)
+    return lost
+
+
 def _let_go(connection: Connection, run: int, before: set[str]) -> list[str]:
     """The files that the row named and names no longer. Those of an earlier end are no artifacts any more."""
     gone = sorted(before - _files(connection, run))
@@ -749,10 +852,10 @@ def fail(
     return state
 
 
-def release(engine: Engine, claim: Claim, message: str = "") -> str:
+def release(engine: Engine, claim: Claim, message: str = "", alone: bool = False, trace: str = "") -> str:
     """Give the run back uncounted, with its checkpoints: it is pending again, or cancelled where that was wished.
 
-    Returns its new state. Raises LeaseLost.
+    `alone`: until its next checkpoint no worker trains it in a pack. Returns its new state. Raises LeaseLost.
     """
     with db.transaction(engine) as connection:
         sql = "SELECT wish FROM runs WHERE id = :run"
@@ -761,8 +864,9 @@ def release(engine: Engine, claim: Claim, message: str = "") -> str:
             _end(connection, claim, state, "message = NULL", {})
         else:
             state, ended, cause = "pending", "released", "preempted"
-            _write(connection, claim, "state = 'pending', worker = NULL, lease_until = NULL, wish = NULL", {})
-        _end_attempt(connection, claim, ended, None, cause, clean_text(message))
+            changes = "state = 'pending', worker = NULL, lease_until = NULL, wish = NULL"
+            _write(connection, claim, changes + (", pack_key = NULL" if alone else ""), {})
+        _end_attempt(connection, claim, ended, None, cause, clean_text(message), clean_text(trace) or None)
         _back_to_checkpoint(connection, claim.run)
     return state
 
@@ -789,7 +893,7 @@ def hand_back(engine: Engine, claims: Sequence[Claim], message: str) -> list[int
 def was_handed_back(engine: Engine, claim: Claim) -> bool:
     """Whether an earlier attempt of the run failed and was handed back: another worker had no luck with it either."""
     sql = """SELECT 1 FROM attempts WHERE run_id = :run AND attempt < :attempt AND ended = 'released'
-             AND traceback IS NOT NULL LIMIT 1"""
+             AND traceback IS NOT NULL AND cause != 'preempted' LIMIT 1"""  # that was in a pack: no word on this run
     with db.reading(engine) as connection:
         values = {"run": claim.run, "attempt": claim.attempt}
         return connection.execute(text(sql), values).first() is not None

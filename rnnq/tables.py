@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, Integer, MetaData, Table, Text, UniqueConstraint
 
-SCHEMA = "0002"  # the Alembic revision that these tables are
+SCHEMA = "0003"  # the Alembic revision that these tables are
 
 STATES = ("waiting", "pending", "running", "done", "failed", "cancelled", "skipped")
 OPEN = ("waiting", "pending", "running")
@@ -285,6 +285,18 @@ artifacts = Table(
     Column("bytes", sa.BigInteger, nullable=False),
     Column("sha256", Text, nullable=False),
     Index("ix_artifacts_run", "run_id"),
+)
+
+packs = Table(
+    "packs",
+    metadata,
+    Column("shape", Text, primary_key=True),  # JSON: family, version, pack key, and all that the bits depend on
+    Column("members", Integer, primary_key=True),
+    Column("equal", sa.Boolean),  # each member has the bits that it has alone; null: not tried
+    Column("rate", sa.Double),  # member-steps per second; null: not timed
+    Column("fits", sa.Boolean, nullable=False),  # false: memory was out
+    Column("found_at", sa.Double, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 changes = Table(

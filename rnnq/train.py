@@ -24,6 +24,7 @@ from rnnq.families.base import Family, Generator, State
 from rnnq.optimizer import FusedAdam
 
 Point = tuple[str, int, float]  # name, step, value
+Shrink = Callable[[int, int], int | None]  # members active, members held -> a smaller pack's size, or None
 FIRST = 30.0  # seconds of a run in which no checkpoint by time is made
 
 
@@ -96,12 +97,16 @@ def train(
     return outcome
 
 
+def as_it_is(active: int, held: int) -> None:
+    """A pack that is never made smaller."""
+
+
 def together(
     family: Family | Generator,
     members: Sequence[Member],
     device: torch.device,
     every: Every,
-    shrink: Shrink = lambda active, held: None,
+    shrink: Shrink = as_it_is,
 ) -> Iterator[tuple[Member, Outcome]]:
     """Train runs of equal shape as one pack. Each is given out the moment it ends: at its budget, by its desk's wish,
     because it diverged, or because it is no longer ours; the others go on.
@@ -218,8 +223,6 @@ def _refuse_divergence(config: Config, step: int, measured: Mapping[str, float])
 
 
 # ---------------------------------------------------------------------------------- the second and third level
-
-Shrink = Callable[[int, int], int | None]  # members active, members held -> a smaller pack's size, or None
 
 
 class Member:
@@ -391,7 +394,7 @@ class Training:
     def advance(self) -> list[tuple[Member, Diverged]]:
         """One optimiser step, and what is due after it: logging, evaluation. Returns who diverged."""
         began = time.perf_counter()
-        self._update()
+        self.update()
         due = [member for member in self.active if member.is_to_log()]
         diverged = self._log(due) if due else []
         self.busy += time.perf_counter() - began
@@ -401,12 +404,13 @@ class Training:
             self._evaluate(due, "val")
         return diverged
 
-    def _update(self) -> None:
+    def update(self) -> None:
+        """One optimiser step of every active member."""
         configs = [member.config for member in self.rows]
         # of a member that has ended the last step again: there may be no further one
         steps = [max(0, member.step - (k in self.frozen)) for k, member in enumerate(self.rows)]
         data = to_device(self.family.batch(configs, steps), self.device)
-        losses, gradients, carried = self.family.gradients(State(self.params, self.carried), data)
+        losses, gradients, carried = gradients_of(self.family, State(self.params, self.carried), data)
         rows = [k for k in range(self.size) if k not in self.frozen] if self.frozen else range(self.size)
         self.optimizer.update([gradients[name] for name in self.params], rows, steps)
         self.average.mul_(self.decay).add_(losses, alpha=1 - self.decay)
@@ -432,8 +436,7 @@ class Training:
         """Measure members: all in one where most are due, else each alone. The pack's certificate covers both."""
         places = [self.rows.index(member) for member in due]
         if 4 * len(due) >= self.size:
-            configs = [member.config for member in self.rows]
-            every = self.family.evaluate(State(self.params, self.carried), configs, split)
+            every = self.measure(split)
             found = [every[k] for k in places]
         else:
             found = [
@@ -487,6 +490,12 @@ class Training:
         found = self.family.summary(member.config, member.curve)
         return found | ({"steps_per_s": speed} if speed else {})
 
+    @torch.no_grad()
+    def measure(self, split: str) -> list[dict[str, float]]:
+        """What the family measures of each row now; no curve has it."""
+        configs = [member.config for member in self.rows]
+        return self.family.evaluate(State(self.params, self.carried), configs, split)
+
     # ------------------------------------------------------------------------------------------ members that end
 
     def freeze(self, member: Member) -> None:
@@ -509,6 +518,11 @@ class Training:
 
     # -------------------------------------------------------------------------------------------------- state
 
+    def tensors(self, k: int) -> dict[str, Tensor]:
+        """All tensors that row k stands for, by name."""
+        parts = {f"{part}.{name}": t for part, tree in self._parts(k).items() for name, t in tree.items()}
+        return parts | self.optimizer.state(k) | {"average": self.average[k : k + 1]}
+
     def state(self, member: Member) -> dict[str, Any]:
         """All that is needed to go on as if nothing had happened. Raises Diverged rather than keep a bad state."""
         k = self.rows.index(member)
@@ -525,6 +539,19 @@ class Training:
             # alone a family may draw from the global numbers; one that does so at a step is trained in no pack
             "rng": random_state(self.device) if self.size == 1 else member.rng,
         }
+
+
+def gradients_of(
+    family: Family, state: State, data: Any
+) -> tuple[Tensor, Mapping[str, Tensor | None], dict[str, Tensor]]:
+    """The losses, (K,), the gradient of each parameter, and the next carried state: the family's own, or autograd's."""
+    if type(family).gradients is not Family.gradients:
+        with torch.no_grad():
+            return family.gradients(state, data)
+    losses, carried = family.loss(state, data)
+    # members are independent: the gradient of the sum is each member's own
+    found = torch.autograd.grad(losses.sum(), list(state.params.values()), allow_unused=True)
+    return losses.detach(), dict(zip(state.params, found, strict=True)), carried
 
 
 def _refuse_nonfinite(trees: Iterable[Mapping[str, Tensor]], step: int) -> None:

@@ -1,8 +1,9 @@
-"""A process that claims runs and trains them, one after the other, until there are none left for it.
+"""A process that claims runs and trains them, a pack after the other, until there are none left for it.
 
 The main thread trains; a second one beats for the runs that are held. Whoever watches (a progress bar, a test)
-gets events by name: started, claimed, restored, recorded, written (a checkpoint aside), saved, done, failed,
-delayed (failed, to be tried again), released, cancelled, lost, reaped, away (the database), idle.
+gets events by name: started, trying (sizes of packs), claimed, packed, restored, recorded, written (a checkpoint
+aside), saved, done, failed, delayed (failed, to be tried again), released, cancelled, lost, scattered (a pack, by an
+error), reaped, away (the database), idle.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
@@ -31,21 +33,18 @@ import torch
 from sqlalchemy import Engine
 
 import rnnq
-from rnnq import checkpoint, config, db, families, host, logs, processes, queue, sweep, train
-from rnnq.checkpoint import Owner, Saved
+from rnnq import checkpoint, config, db, families, host, logs, pack, processes, queue, sweep, train
+from rnnq.checkpoint import Saved
+from rnnq.desk import AWAY, Desks, RunDesk
 from rnnq.errors import CheckpointError, DatabaseError, DataError, InputError, LeaseLost, RnnqError, WorkerBroken
 from rnnq.families.base import Family, Generator
 from rnnq.queue import Claim, Point
-from rnnq.train import Every
+from rnnq.train import Every, Member
 
 Watcher = Callable[[str, Mapping[str, Any]], None]
 T = TypeVar("T")
 
-FLUSH = 1.0  # seconds between two writes of points, so that many short runs do not fight for the lock
 IDLE = 1.0  # seconds between two looks for work
-AWAY = 1800.0  # seconds that the database may be away before a worker gives up
-HELD = 1_000_000  # points of a run that wait in memory while it is away; of more, the run stops and waits, too
-SHORT = 2.0  # seconds that a training run waits for the write lock before it trains on
 QUICK = 60.0  # a run that fails sooner may have failed for the worker's sake
 BREAKER = 5  # different runs that fail so in a row, without one that ends well between them: then the worker leaves
 STALL = 900.0  # seconds without a step, or fifty times the slowest step so far if that is more: the run is stalled
@@ -101,6 +100,7 @@ class Worker:
         watch: Watcher,
         keep_logs: bool = True,
         keep_going: bool = False,
+        pack_size: int | None = None,
     ) -> None:
         self.engine, self.device, self.scope, self.defs, self.every = engine, device, scope, defs, every
         self._watch, self.keep_logs, self.keep_going = watch, keep_logs, keep_going
@@ -119,7 +119,9 @@ class Worker:
         }
         self.unfit: dict[str, _NotHere] = {}  # stages whose code or data this machine lacks
         self.device_broke = False
-        self.desk: RunDesk | None = None  # of the run that is being trained
+        self.desks: Desks | None = None  # of the runs that are being trained
+        self.planner = pack.Planner(pack_size, device, _Findings(engine), self._say) if pack_size != 1 else None
+        self._trials: dict[tuple[str, str | None], pack.Trial | None] = {}
         self.waits = False  # for the database, with a write that training cannot go on without
         self._looked = time.monotonic()
         self.delay = host.seconds_from_environment("RNNQ_RETRY_S", queue.DELAY)
@@ -157,13 +159,25 @@ class Worker:
         """Whether a signal, or `rnnq worker --stop`, asks to checkpoint, give back and leave."""
         return self.stop.is_set() or self.pulse.asked == "stop"
 
+    def _say(self, text: str) -> None:
+        self.watch("trying", {"message": text})
+
+    def is_lost(self, claim: Claim) -> bool:
+        """Whether a beat has found that the run is no longer ours."""
+        return claim.run in self.pulse.lost
+
+    def wish_of(self, claim: Claim) -> str | None:
+        """What was wished of the run: cancel, pause."""
+        return self.pulse.wishes.get(claim.run)
+
     def _train_all(self) -> int:
         trained = failed = 0
         while not self.stop.is_set() and self.pulse.asked is None and trained != self.scope.runs:
-            claims = self.insist(self._claim)
+            left = pack.MOST if self.scope.runs is None else self.scope.runs - trained
+            claims = self.insist(partial(self._claim, left))
             if claims:
-                trained += 1
-                failed += self._hold(claims[0]) == "failed"
+                trained += len(claims)
+                failed += self._hold(claims)
                 self._break()
             elif self.insist(self._is_over):
                 break
@@ -174,9 +188,43 @@ class Worker:
             raise next(iter(self.unfit.values()))
         return failed
 
-    def _claim(self) -> list[Claim]:
+    def _claim(self, most: int) -> list[Claim]:
         self._reaped(self.pulse.reap())
-        return queue.claim(self.engine, self.id, self.provenance, stage=self.scope.stage, without=self.unfit)
+        ahead = queue.ahead(self.engine, self.scope.stage, self.unfit) if self.planner and most > 1 else None
+        size = min(most, self._size(ahead)) if ahead else 1
+        kind = _kind(ahead) if ahead and size > 1 else None
+        return queue.claim(self.engine, self.id, self.provenance, size, self.scope.stage, self.unfit, kind=kind)
+
+    def _size(self, ahead: queue.Ahead) -> int:
+        """How many of the runs that wait to claim at once, and train as one pack."""
+        assert self.planner is not None
+        if ahead.pack_key is None or ahead.pending < 2:
+            return 1
+        try:
+            with logs.unheard():
+                trial = self._trial(ahead)
+                return (
+                    1
+                    if trial is None
+                    else self.planner.best(trial, ahead.pending, max(ahead.workers, processes.side_by_side()))
+                )
+        except DatabaseError:
+            raise
+        except (Exception, SystemExit):
+            return 1  # what is wrong shows when the run is trained
+
+    def _trial(self, ahead: queue.Ahead) -> pack.Trial | None:
+        """What is to be learnt of runs like the next one; None for those that are trained alone. Raises InputError."""
+        kind = _kind(ahead)
+        if kind not in self._trials:
+            find = partial(families.find, ahead.family, self._definition(ahead))
+            made = config.parse(find().Config, ahead.config)
+            can = pack.can_pack(find(), made) and made.pack_key() == ahead.pack_key
+            numerics = train.numerics(self.device)
+            self._trials[kind] = None
+            if can and ahead.budget is not None:
+                self._trials[kind] = pack.Trial(find, ahead.family, made, ahead.budget, self.device, numerics)
+        return self._trials[kind]
 
     def insist(self, write: Callable[[], T]) -> T:
         """Do it, and again, with jitter, while the database is away.
@@ -194,7 +242,7 @@ class Worker:
                 patience = db.BUSY if self.is_to_stop() else AWAY
                 if time.monotonic() - began > patience:
                     raise
-                self.watch("away", {"message": error.message, "waiting": len(self.desk.waiting) if self.desk else 0})
+                self.watch("away", {"message": error.message, "waiting": self.desks.waiting() if self.desks else 0})
             if self.stop.is_set():
                 time.sleep(0.3)  # waiting for a stop would return at once
             else:
@@ -209,23 +257,144 @@ class Worker:
         for reaped in taken:
             self.watch("reaped", vars(reaped))
 
-    # -------------------------------------------------------------------------------------------------- one run
+    # -------------------------------------------------------------------------------------------------- one pack
 
-    def _hold(self, claim: Claim) -> str:
-        """Train a claimed run and bring it to an end; returns which."""
-        self.pulse.hold(claim)
-        self.watch("claimed", {"claim": claim})
-        began = time.monotonic()
-        desk = self.desk = RunDesk(self, claim)
+    def _hold(self, claims: Sequence[Claim]) -> int:
+        """Train claimed runs of one shape and bring each to an end; returns how many failed."""
+        desks = self.desks = Desks(self, claims)
+        for claim in claims:
+            self.pulse.hold(claim)
+            self.watch("claimed", {"claim": claim})
         try:
-            ended, details = self._end(claim, desk)
+            with logs.kept(self.root, self.study, [(claim.run, claim.attempt) for claim in claims], self.keep_logs):
+                self._train(desks)
+        except CheckpointError as error:  # a full disk: none of the runs is to blame
+            for desk in desks.open:
+                with contextlib.suppress(LeaseLost):
+                    queue.release(self.engine, desk.claim, error.message)
+            raise
         finally:
-            self.desk = None
-            self.pulse.drop(claim)
-        took = time.monotonic() - began
-        self.watch(ended, {"claim": claim, "seconds": took, **details})
-        self._count(claim, ended, took, details)
-        return ended
+            self.desks = None
+            for claim in claims:
+                self.pulse.drop(claim)
+        return sum(desk.ended == "failed" for desk in desks.all)
+
+    def _train(self, desks: Desks) -> None:
+        """Prepare each run alone, so that what is wrong with one is its own; then train them in certified packs."""
+        members = {}
+        for desk in desks.all:
+            member = self._guarded(desk, partial(self._prepare, desk))
+            if member is not None:
+                members[member] = desk
+        waiting = list(members)
+        for size in self._split(desks, len(members)):
+            part, waiting = waiting[:size], waiting[size:]
+            if len(part) == 1:
+                self._guarded(members[part[0]], partial(self._train_together, part, members))
+                continue
+            try:
+                self._train_together(part, members)
+                continue
+            except (DatabaseError, CheckpointError):
+                raise
+            except (Exception, SystemExit) as error:
+                words = self._words(error)
+            self._scatter([members[member] for member in part], words)
+
+    def _split(self, desks: Desks, n: int) -> list[int]:
+        """Sizes of packs that hold n runs: another worker may have taken some of those that were to be claimed."""
+        trial = self._trials.get(_kind(desks.all[0].claim)) if n > 1 else None
+        if trial is None or self.planner is None:
+            return [1] * n
+        sizes = []
+        while n:
+            sizes.append(next(size for size in pack.ladder(n) if self.planner.is_certified(trial, size)))
+            n -= sizes[-1]
+        return sizes
+
+    def _train_together(self, part: Sequence[Member], members: Mapping[Member, RunDesk]) -> None:
+        first = members[part[0]].claim
+        trial = self._trials.get(_kind(first)) if len(part) > 1 else None
+        shrink = self.planner.shrink(trial) if trial and self.planner else train.as_it_is
+        self.watch("packed", {"claims": [members[member].claim for member in part], "members": part})
+        for member, outcome in train.together(self._family(first), part, self.device, self.every, shrink):
+            self._guarded(members[member], partial(self._close, members[member], outcome))
+
+    def _close(self, desk: RunDesk, outcome: train.Outcome) -> None:
+        """A run's training has come to an end. Raises what it ended by."""
+        if outcome.error is not None:
+            raise outcome.error
+        if not outcome.finished:
+            self._ended(desk, desk.give_back(outcome), {"step": outcome.step})
+            return
+        desk.finish(outcome)
+        self._ended(desk, "done", {"step": outcome.step, "loss": outcome.summary.get(desk.primary)})
+
+    def _guarded(self, desk: RunDesk, act: Callable[[], T]) -> T | None:
+        """Do it; by an error the run ends, and None is returned.
+
+        What ends the worker, too, is raised once the run is given back.
+        """
+        claim = desk.claim
+        try:
+            return act()
+        except LeaseLost as error:
+            self._ended(desk, "lost", {"message": error.message})
+            return None
+        except DatabaseError:
+            raise  # nothing can be written: the lease ends by itself
+        except CheckpointError as error:
+            with contextlib.suppress(LeaseLost):
+                queue.release(self.engine, claim, error.message)
+            raise  # a full disk: the run is not to blame
+        except _NotHere as error:  # nor is it here; another stage may well be trained on this machine
+            self.unfit[claim.stage] = error
+            with contextlib.suppress(LeaseLost):
+                queue.release(self.engine, claim, error.message)
+            self._ended(desk, "unfit", {"message": error.message})
+            return None
+        except (Exception, SystemExit) as error:  # a run's code may also ask Python to leave
+            words = self._words(error)
+        try:
+            details = self._fail(desk, words)
+            self._ended(desk, {"waiting": "delayed"}.get(details["state"], details["state"]), details)
+        except LeaseLost as error:
+            self._ended(desk, "lost", {"message": error.message})
+        return None
+
+    def _words(self, error: BaseException) -> _Words:
+        """As words: the exception holds the frames, and these all the tensors of what failed."""
+        if isinstance(error, torch.AcceleratorError):
+            self.device_broke = True
+            self.stop.set()  # after such an error the device is of no use to this process
+        return _Words(_cause(error), _message(error), "".join(traceback.format_exception(error)))
+
+    def _ended(self, desk: RunDesk, ended: str, details: Mapping[str, Any]) -> None:
+        desk.ended = ended
+        self.pulse.drop(desk.claim)
+        took = time.monotonic() - desk.began
+        self.watch(ended, {"claim": desk.claim, "seconds": took, **details})
+        self._count(desk.claim, ended, took, details)
+
+    def _scatter(self, part: Sequence[RunDesk], words: _Words) -> None:
+        """An error inside a pack says not whose it is: each of its runs is next trained alone, and only that counts.
+
+        When memory was out they may stay together, fewer at a time.
+        """
+        desks = [desk for desk in part if desk.ended is None]
+        trial = self._trials.get(_kind(part[0].claim))
+        together = words.cause == "oom" and self.planner is not None and trial is not None
+        if together and self.planner is not None and trial is not None:
+            self.planner.ran_out(trial, len(part))
+        why = f"an error in a pack of {len(part)}: {words.message}"
+        self.watch("scattered", {"claims": [desk.claim for desk in desks], "message": why})
+        for desk in desks:
+            release = partial(queue.release, self.engine, desk.claim, why, alone=not together, trace=words.trace)
+            try:
+                self.insist(release)
+                self._ended(desk, "released", {"step": desk.step})
+            except LeaseLost as error:
+                self._ended(desk, "lost", {"message": error.message})
 
     def _count(self, claim: Claim, ended: str, took: float, details: Mapping[str, Any]) -> None:
         """Failures that may be this worker's own: quick, in a row, at one place, of runs that failed nowhere else."""
@@ -258,42 +427,13 @@ class Worker:
             "second worker stays failed, and `--keep-going` blames the runs at once",
         )
 
-    def _end(self, claim: Claim, desk: RunDesk) -> tuple[str, dict[str, Any]]:
-        """How the run ends. What ends the worker, too, is raised once the run is given back."""
-        try:
-            with logs.kept(self.root, self.study, claim.run, claim.attempt, self.keep_logs):
-                return self._train(claim, desk)
-        except LeaseLost as error:
-            return "lost", {"message": error.message}
-        except DatabaseError:
-            raise  # nothing can be written: the lease ends by itself
-        except CheckpointError as error:
-            with contextlib.suppress(LeaseLost):
-                queue.release(self.engine, claim, error.message)
-            raise  # a full disk: the run is not to blame
-        except _NotHere as error:  # nor is it here; another stage may well be trained on this machine
-            self.unfit[claim.stage] = error
-            with contextlib.suppress(LeaseLost):
-                queue.release(self.engine, claim, error.message)
-            return "unfit", {"message": error.message}
-        except (Exception, SystemExit) as error:  # a run's code may also ask Python to leave
-            # as words: the exception holds the frames, and these all the tensors of the run that failed
-            words = _cause(error), _message(error), "".join(traceback.format_exception(error))
-            if isinstance(error, torch.AcceleratorError):
-                self.device_broke = True
-                self.stop.set()  # after such an error the device is of no use to this process
-        try:
-            details = self._fail(claim, desk, *words)
-            return {"waiting": "delayed"}.get(details["state"], details["state"]), details
-        except LeaseLost as error:
-            return "lost", {"message": error.message}
-
-    def _fail(self, claim: Claim, desk: RunDesk, cause: str, message: str, trace: str) -> dict[str, Any]:
+    def _fail(self, desk: RunDesk, words: _Words) -> dict[str, Any]:
+        claim = desk.claim
         # after an error of the device it is not sure who is to blame: another worker may have more luck
         heals = True if self.device_broke else None
 
         def fail(points: Sequence[Point]) -> str:
-            return queue.fail(self.engine, claim, cause, message, trace, points, heals, self.delay)
+            return queue.fail(self.engine, claim, words.cause, words.message, words.trace, points, heals, self.delay)
 
         try:
             state = self.insist(lambda: fail(desk.waiting))
@@ -302,20 +442,24 @@ class Worker:
         except Exception:  # it may be the points that no database takes, and why the run failed
             state = self.insist(lambda: fail(()))
         step = max((step for _, step, _ in desk.waiting), default=claim.steps_done)
-        return {"cause": cause, "message": message, "state": state, "place": _place(trace), "step": step}
+        return {
+            "cause": words.cause,
+            "message": words.message,
+            "state": state,
+            "place": _place(words.trace),
+            "step": step,
+        }
 
-    def _train(self, claim: Claim, desk: RunDesk) -> tuple[str, dict[str, Any]]:
+    def _prepare(self, desk: RunDesk) -> Member:
+        """The run as the loop takes it: its config checked, its state restored. Raises what is wrong with it."""
+        claim = desk.claim
         family = self._family(claim)
         run_config = config.parse(family.Config, claim.config)
         _check_identity(claim, run_config)
         desk.claim = dataclasses.replace(claim, pack_key=run_config.pack_key())
         _check_data(claim, run_config)
-        state = self._restore(claim, desk, family.Config.version)
-        outcome = train.train(family, run_config, desk, self.device, claim.budget, self.every, state)
-        if not outcome.finished:
-            return desk.give_back(outcome), {"step": outcome.step}
-        desk.finish(outcome, run_config.primary().name)
-        return "done", {"step": outcome.step, "loss": outcome.summary.get(run_config.primary().name)}
+        desk.primary = run_config.primary().name
+        return Member(run_config, desk, claim.budget, self._restore(claim, desk, family.Config.version))
 
     def _family(self, claim: Claim) -> Family | Generator:
         """The code of the run's family."""
@@ -324,7 +468,7 @@ class Worker:
         except InputError as error:
             raise _NotHere(error.problems, error.hint) from error
 
-    def _definition(self, claim: Claim) -> sweep.Definition | None:
+    def _definition(self, claim: Claim | queue.Ahead) -> sweep.Definition | None:
         """The definition file that holds the run's family, opened while its hash matches. Raises InputError."""
         if claim.source is None or claim.source_sha256 is None:
             return None
@@ -358,25 +502,64 @@ class Worker:
 
     def _look_for_stall(self) -> None:
         """End this process, and its run as stalled, when no step has ended for very long. The heartbeat calls it."""
-        desk, now = self.desk, time.monotonic()
+        desks, now = self.desks, time.monotonic()
         slept = now - self._looked > self.lease  # this process was stopped as a whole: that is no stall
         self._looked = now
-        if desk is None:
+        if desks is None:
             return
         if slept or self.waits:
-            desk.stepped = now
-        seen = desk.stepped
-        if now - seen <= max(self.stall, 50 * desk.slowest):
+            desks.stepped = now
+        seen = desks.stepped
+        if now - seen <= max(self.stall, 50 * desks.slowest):
             return
-        message = f"no step has ended for {now - desk.stepped:.0f} s; the slowest before took {desk.slowest:.1f} s"
+        message = f"no step has ended for {now - seen:.0f} s; the slowest before took {desks.slowest:.1f} s"
+        claims = [desk.claim for desk in desks.open]
         with contextlib.suppress(RnnqError):
-            # without the points that wait: the thread that trains may be writing them at this very moment
-            queue.fail(self.engine, desk.claim, "stalled", message, _stacks(), (), None, self.delay)
-            queue.leave(self.engine, self.id, f"stopped itself: run {desk.claim.run} stalled: {message}")
-        if desk.stepped != seen:
+            self._give_up(claims, message)
+            runs = ", ".join(str(claim.run) for claim in claims)
+            queue.leave(self.engine, self.id, f"stopped itself: run {runs} stalled: {message}")
+        if desks.stepped != seen:
             return  # it went on in this very moment, and its next write finds that the run is no longer its own
-        self.watch("stalled", {"claim": desk.claim, "message": message})
+        for claim in claims:
+            self.watch("stalled", {"claim": claim, "message": message})
         os._exit(1)  # the thread that trains cannot be ended otherwise
+
+    def _give_up(self, claims: Sequence[Claim], message: str) -> None:
+        """Without the points that wait: the thread that trains may be writing them at this very moment."""
+        if len(claims) == 1:
+            queue.fail(self.engine, claims[0], "stalled", message, _stacks(), (), None, self.delay)
+            return
+        for claim in claims:  # of a pack nobody knows whose fault it is
+            with contextlib.suppress(LeaseLost):
+                queue.release(self.engine, claim, f"stalled in a pack: {message}", alone=True, trace=_stacks())
+
+
+class _Findings:
+    """What is known of packs, kept in the database. That it cannot be written now stops nobody."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def recall(self, shape: str) -> Sequence[pack.Size]:
+        return [pack.Size(**row) for row in queue.packs(self.engine, shape)]
+
+    def remember(self, shape: str, size: pack.Size) -> None:
+        with contextlib.suppress(DatabaseError):
+            queue.remember_pack(self.engine, shape, **asdict(size))
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What is kept of an error."""
+
+    cause: str
+    message: str
+    trace: str
+
+
+def _kind(claim: Claim | queue.Ahead) -> tuple[str, str | None]:
+    """Runs of which a trial says the same."""
+    return claim.stage, claim.pack_key
 
 
 class _NotHere(InputError):
@@ -403,8 +586,7 @@ def _stacks() -> str:
 def _cause(error: BaseException) -> str:
     if isinstance(error, RnnqError):
         return error.cause
-    # on a CPU torch reports that memory is out as a RuntimeError
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in _text(error):
+    if pack.is_out_of_memory(error):
         return "oom"
     return "bug"
 
@@ -442,124 +624,6 @@ def _check_data(claim: Claim, run_config: config.Config) -> None:
                 f"{corpus} has sha256 {sha256[:12]} on this machine; the stage was made with {expected[:12]}",
                 "train on the machine that made it, or name a file that all machines have",
             )
-
-
-class RunDesk:
-    """What the training loop is handed: writes of one run, each of them fenced."""
-
-    def __init__(self, worker: Worker, claim: Claim) -> None:
-        self.worker, self.claim = worker, claim
-        self.owner = Owner(worker.study, claim.stage, claim.run, claim.fingerprint)
-        self.numerics: dict[str, Any] = {}
-        self.exact = True
-        self.waiting: list[Point] = []
-        self.due = time.monotonic() + FLUSH  # when points are written next
-        self.away: float | None = None  # since when the database does not answer
-        self.stepped, self.slowest = time.monotonic(), 0.0  # the end of the last step; seconds that the slowest took
-
-    def wish(self) -> bool:
-        """Whether to checkpoint and stop. Raises LeaseLost once a beat has found that the run is not ours."""
-        now = time.monotonic()
-        self.slowest, self.stepped = max(self.slowest, now - self.stepped), now
-        if self.claim.run in self.worker.pulse.lost:
-            raise LeaseLost(f"run {self.claim.run} attempt {self.claim.attempt} is no longer ours")
-        return self.worker.is_to_stop() or self.claim.run in self.worker.pulse.wishes
-
-    def record(self, step: int, points: Sequence[Point]) -> None:
-        """Keep points, and write them when the last write is long enough ago."""
-        self.waiting += points
-        if time.monotonic() >= self.due:
-            self._write(step)
-        self.worker.watch("recorded", {"claim": self.claim, "step": step, "points": points})
-
-    def save(self, step: int, points: Sequence[Point], state: Mapping[str, Any]) -> None:
-        """A checkpoint: first the file, then the row that names it, then the file that it no longer names."""
-        if self.away is not None and time.monotonic() < self.due:
-            self.waiting += points
-            return  # no row could name the file, and the disk may be what is full
-        self._keep(step, points, state)
-
-    def _keep(self, step: int, points: Sequence[Point], state: Mapping[str, Any], insist: bool = False) -> None:
-        self.waiting += points
-        saved = self._file(step, state)
-        if self._write(step, saved, insist):
-            self.worker.watch("saved", {"claim": self.claim, "step": step, "path": saved.path, "points": points})
-
-    def _write(self, step: int, saved: Saved | None = None, insist: bool = False) -> bool:
-        """Write what waits, and a checkpoint; whether that could be done. While it cannot, training goes on.
-
-        A file that no row has come to name is garbage, and the next one is made in its time. To `insist`, as with
-        more points than memory should hold, is to wait until it can be done.
-        """
-        named = asdict(saved) if saved else None
-
-        def write(patience: float = db.BUSY) -> list[str]:
-            return queue.record(self.worker.engine, self.claim, step, self.waiting, named, patience)
-
-        if insist or len(self.waiting) >= HELD:
-            old = self.worker.insist(write)
-        else:
-            try:
-                old = write(SHORT)
-            except DatabaseError as error:
-                self._is_away(error)
-                return False
-        self.waiting, self.due, self.away = [], time.monotonic() + FLUSH, None
-        self._remove(old)
-        return True
-
-    def _is_away(self, error: DatabaseError) -> None:
-        """Try again after a while. Raises the error once that has gone on for too long."""
-        now = time.monotonic()
-        self.away = self.away or now
-        if now - self.away > AWAY:
-            raise error
-        self.due = now + _jitter.uniform(0.5, 1.5) * min(30.0, max(FLUSH, now - self.away))
-        self.worker.watch("away", {"message": error.message, "waiting": len(self.waiting)})
-
-    def leave_behind(self, points: Sequence[Point]) -> None:
-        """What was measured and not yet handed over when training ended by an error; `fail` writes it."""
-        self.waiting += points
-
-    def give_back(self, outcome: train.Outcome) -> str:
-        """Checkpoint and release; returns what that came to: released, or cancelled."""
-        if outcome.state is not None:
-            self._keep(outcome.step, outcome.points, outcome.state, insist=True)
-        wish = self.worker.pulse.wishes.get(self.claim.run)
-        why = {"pause": "its stage was paused", "cancel": "it was cancelled"}.get(wish or "", "asked to stop")
-        state = self.worker.insist(lambda: queue.release(self.worker.engine, self.claim, why))
-        return "cancelled" if state == "cancelled" else "released"
-
-    def finish(self, outcome: train.Outcome, primary: str) -> None:
-        """The final checkpoint, then everything else in one transaction."""
-        engine, claim = self.worker.engine, self.claim
-        last = best = None
-        if outcome.state is not None:
-            last = self._file(outcome.step, outcome.state)
-            best = self._best(outcome, last)
-        files = {name: asdict(saved) for name, saved in (("checkpoint", last), ("best", best)) if saved}
-        points = [*self.waiting, *outcome.points]
-        self._remove(
-            self.worker.insist(
-                lambda: queue.finish(engine, claim, outcome.step, outcome.summary, primary, points, **files)
-            )
-        )
-
-    def _remove(self, paths: Sequence[str]) -> None:
-        """Only files of this very run: a row may come from anywhere, and name another's."""
-        checkpoint.remove(self.worker.root, [path for path in paths if checkpoint.belongs(self.owner, path)])
-
-    def _best(self, outcome: train.Outcome, last: Saved) -> Saved | None:
-        if outcome.best is None or outcome.best["step"] == outcome.step:
-            return last if outcome.best else None
-        return self._file(outcome.best["step"], outcome.best, "-best")
-
-    def _file(self, step: int, state: Mapping[str, Any], kind: str = "") -> Saved:
-        path = checkpoint.relative_path(self.owner, self.claim.attempt, step, kind)
-        whole = {**state, "numerics": self.numerics, "exact": self.exact, "data": dict(self.claim.data)}
-        aside = checkpoint.write_aside(self.worker.root, path, self.owner, whole)
-        self.worker.watch("written", {"claim": self.claim, "step": step, "aside": aside})
-        return checkpoint.publish(self.worker.root, path, aside, step)
 
 
 class Pulse:

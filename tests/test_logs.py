@@ -181,7 +181,7 @@ def test_a_log_that_cannot_be_written_fails_no_run(study: Study) -> None:
 
 def test_the_streams_lead_back_where_they_led(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     open_before = len(list(Path("/proc/self/fd").iterdir()))
-    with logs.kept(tmp_path, "study", 1, 1):
+    with logs.kept(tmp_path, "study", [(1, 1)]):
         print("inside")
         os.write(2, b"inside, too\n")
     print("outside")

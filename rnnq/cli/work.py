@@ -41,6 +41,12 @@ def worker(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Do not leave when several different runs fail at once.")
     ] = False,
+    pack: Annotated[
+        str,
+        typer.Option(
+            "--pack", help="Train runs of one shape together: auto finds how many are fastest; a number; or off."
+        ),
+    ] = "auto",
     stop: Annotated[
         str | None, typer.Option("--stop", help="Ask this worker (see `rnnq workers`), or all, to give back and leave.")
     ] = None,
@@ -56,7 +62,7 @@ def worker(
     if stop is not None:
         _stop(db, stop, "drain" if after_run else "stop")
         return
-    every = parse_every(checkpoint_every)
+    every, pack_size = parse_every(checkpoint_every), parse_pack(pack)
     if processes > 1:
         raise typer.Exit(_side_by_side(db, stage, gpu, device, processes))
 
@@ -76,7 +82,8 @@ def worker(
     scope = work.Scope(stage, runs, drain, wait)
     says_cpu = chosen.type == "cpu" and device == "auto"
     with Display(bar, says_cpu, lambda: queue.count(engine, stage)) as display:
-        code = work.Worker(engine, chosen, scope, defs, every, display.on_event, keep_logs, keep_going).work()
+        made = work.Worker(engine, chosen, scope, defs, every, display.on_event, keep_logs, keep_going, pack_size)
+        code = made.work()
     raise typer.Exit(code)
 
 
@@ -140,6 +147,18 @@ def parse_every(text: str) -> Every:
     return Every(seconds=None, steps=int(found[1]))
 
 
+def parse_pack(text: str) -> int | None:
+    """auto is None, off is 1. Raises InputError."""
+    wanted = text.strip().lower()
+    if wanted == "auto":
+        return None
+    if wanted == "off":
+        return 1
+    if not wanted.isdigit() or not 1 <= int(wanted) <= 1024:
+        raise InputError(f"--pack {text}: neither auto, nor off, nor a number from 1 to 1024", "--pack auto")
+    return int(wanted)
+
+
 class Display:
     """What a worker shows: a progress bar on a terminal, a line per event elsewhere. On stderr.
 
@@ -156,6 +175,8 @@ class Display:
         self.bar = bar and self.terminal
         self.progress: Any = None
         self.task: Any = None
+        self.steps: dict[int, int] = {}  # of the runs in the bar
+        self.losses: dict[int, float] = {}
 
     def __enter__(self) -> Display:
         if self.bar:
@@ -216,19 +237,40 @@ class Display:
         elif details["step"]:
             inexact = "" if details["exact"] else ", under other numerics: not to the bit"
             self.line(f"run {claim.run} {claim.label}: resumed at step {details['step']:,}{inexact}")
-        if self.progress is not None:
-            if self.task is not None:
-                self.progress.remove_task(self.task)
-            left, total = self.count()
-            name = f"run {claim.run} {claim.stage}: {claim.label}"
-            begun = {"completed": details["step"], "loss": "", "runs": f"{total - left}/{total} runs"}
-            self.task = self.progress.add_task(name, total=claim.budget, **begun)
+
+    def _packed(self, details: Mapping[str, Any]) -> None:
+        """A pack begins: one bar, for the steps of all its runs together."""
+        claims, members = details["claims"], details["members"]
+        self.steps = {claim.run: member.step for claim, member in zip(claims, members, strict=True)}
+        self.losses = {}
+        if self.progress is None:
+            return
+        if self.task is not None:
+            self.progress.remove_task(self.task)
+        left, total = self.count()
+        first, n = claims[0], len(claims)
+        who = f"run {first.run}" if n == 1 else f"pack of {n}: runs {first.run}-{claims[-1].run},"
+        begun = {"completed": sum(self.steps.values()), "loss": "", "runs": f"{total - left}/{total} runs"}
+        budget = sum(claim.budget or 0 for claim in claims) or None
+        self.task = self.progress.add_task(f"{who} {first.stage}: {first.label}", total=budget, **begun)
+
+    def _trying(self, details: Mapping[str, Any]) -> None:
+        self.line(details["message"])
+
+    def _scattered(self, details: Mapping[str, Any]) -> None:
+        runs = ", ".join(str(claim.run) for claim in details["claims"])
+        self.line(f"{details['message'].splitlines()[0]}; runs {runs} are given back")
 
     def _recorded(self, details: Mapping[str, Any]) -> None:
         if self.progress is None or self.task is None:
             return
-        loss = next((f"loss {value:.3f}" for name, _, value in reversed(details["points"]) if name == "loss"), "")
-        self.progress.update(self.task, completed=details["step"], **({"loss": loss} if loss else {}))
+        run = details["claim"].run
+        self.steps[run] = details["step"]
+        loss = next((value for name, _, value in reversed(details["points"]) if name == "loss"), None)
+        if loss is not None:
+            self.losses[run] = loss
+        shown = f"loss {min(self.losses.values()):.3f}" if self.losses else ""
+        self.progress.update(self.task, completed=sum(self.steps.values()), loss=shown)
 
     _saved = _recorded
 

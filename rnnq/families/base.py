@@ -63,6 +63,7 @@ class Family:
     name: ClassVar[str]
     smoothing: ClassVar[tuple[float, float] | None] = None  # (decay, start) of the average of the training loss
     loss_bound: ClassVar[float] = 1e6  # a training loss above it counts as diverged
+    stacks: ClassVar[bool] = True  # members can stand side by side; not those of the second level
 
     def init(self, configs: Sequence[Any]) -> State:
         """Parameters and carried state on the CPU; member k from configs[k].seed alone."""
@@ -79,15 +80,10 @@ class Family:
     def gradients(self, state: State, data: Any) -> tuple[Tensor, dict[str, Tensor | None], dict[str, Tensor]]:
         """The losses, (K,), the gradient of each parameter, (K, ...), and the next carried state; all detached.
 
-        By default autograd's, of the sum of `loss`: members are independent, so that it is each member's own. A family
-        that knows them in closed form returns them itself. None for a parameter that the loss does not depend on.
+        Optional, for a family that knows them in closed form; else they are autograd's, of the sum of `loss`. None for
+        a parameter that the loss does not depend on.
         """
-        import torch
-
-        with torch.enable_grad():
-            losses, carried = self.loss(state, data)
-            found = torch.autograd.grad(losses.sum(), list(state.params.values()), allow_unused=True)
-        return losses.detach(), dict(zip(state.params, found, strict=True)), carried
+        raise NotImplementedError
 
     def evaluate(self, state: State, configs: Sequence[Any], split: str) -> list[dict[str, float]]:
         """Metrics on held-out data ("val" or "test"), one dict a member. Called without gradient."""

@@ -17,6 +17,8 @@ HELD = "module."  # before a name of the module, in what is carried: its buffers
 class Single(Family):
     """Drives a family that has `build`: its module's parameters and buffers, each with a leading axis of one."""
 
+    stacks = False
+
     def __init__(self, inner: Any) -> None:
         self.inner = inner
         self.Config = inner.Config  # type: ignore[misc]

@@ -126,6 +126,7 @@ def live(engine: Engine) -> None:
     child = replace(new_runs(1)[0], parents=((1, "promote", '{"rank":1}'),))
     queue.init(engine, [new_stage(name="next", runs=[child])])
     queue.leave(engine, "w", "done")
+    queue.remember_pack(engine, "{}", 8, True, 100.0, True)
     with db.transaction(engine) as connection:
         connection.execute(text("INSERT INTO gates (stage, condition) VALUES ('next', '{}')"))
         connection.execute(text("INSERT INTO tags VALUES (1, 'good')"))

@@ -49,7 +49,7 @@ def main(file: int) -> None:
 
 
 def work(engine: Any, spec: Mapping[str, Any], say: Say) -> int:
-    """A worker. spec: traps, every (steps), threads, and what Scope takes.
+    """A worker. spec: traps, every (steps), threads, pack (members; none: auto), and what Scope takes.
 
     A trap is {"at": event, "do": kill|stop|wait|raise, ...} with the run, attempt or step that it waits for; it fires
     once. `wait` goes on when a line comes on stdin. "committing" is the end of a write, with what the event before
@@ -86,7 +86,7 @@ def work(engine: Any, spec: Mapping[str, Any], say: Say) -> int:
     event.listen(engine, "commit", on_commit)
     scope = Scope(**{name: spec[name] for name in ("stage", "runs", "drain", "wait") if name in spec})
     every = Every(seconds=None, steps=spec["every"]) if spec.get("every") else Every()
-    return Worker(engine, device, scope, Path("defs"), every, watch).work()
+    return Worker(engine, device, scope, Path("defs"), every, watch, pack_size=spec.get("pack")).work()
 
 
 def is_write(connection: Any) -> bool:
@@ -98,6 +98,9 @@ def plain(details: Mapping[str, Any]) -> dict[str, Any]:
     """An event's details as JSON can hold them."""
     told = {k: v for k, v in details.items() if isinstance(v, (str, int, float, bool, list, type(None)))}
     told.pop("points", None)
+    told.pop("members", None)
+    if "claims" in told:
+        told["runs"] = [claim.run for claim in told.pop("claims")]
     if "claim" in details:
         told |= {"run": details["claim"].run, "attempt": details["claim"].attempt}
     return told
