@@ -116,6 +116,7 @@ class NewStage:
     seed_fields: Sequence[str]
     data: Mapping[str, str]
     runs: Sequence[NewRun] = field(default_factory=tuple)
+    keep: str | None = None  # which checkpoints of its finished runs stay; None: as it is, or the default
 
 
 @dataclass(frozen=True)
@@ -237,9 +238,11 @@ def _write_stage(connection: Connection, stage: NewStage, sql: str) -> None:
         "metrics": _dump(list(stage.metrics)),
         "seed_fields": _dump(list(stage.seed_fields)),
         "data": _dump(dict(stage.data)),
+        "keep": stage.keep,
     }
     names, marks = ", ".join(values), ", ".join(f":{name}" for name in values)
-    changes = ", ".join(f"{name} = :{name}" for name in values if name != "name")
+    changes = ", ".join(f"{name} = :{name}" for name in values if name not in ("name", "keep"))
+    changes += ", keep = coalesce(:keep, keep)"  # a definition that is silent leaves what a person has said
     sql = sql.format(names=f"{names}, created_at", values=f"{marks}, {db.NOW}", changes=changes)
     connection.execute(text(sql), values)
 
@@ -1078,6 +1081,61 @@ def _log(connection: Connection, verb: str, detail: Mapping[str, Any]) -> None:
               VALUES ({db.NOW}, :verb, :detail, :host, :line)"""
     values = {"verb": verb, "detail": _dump(dict(detail)), "host": host.name(), "line": host.command_line()}
     connection.execute(text(sql), values)
+
+
+# ---------------------------------------------------------------------------------------- what is kept of the done
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """Files that the row of a finished run shall name no longer."""
+
+    run: int
+    attempt: int  # the run's newest, when it was looked at
+    columns: tuple[str, ...]  # of checkpoint and checkpoint_best
+    paths: tuple[str, ...]
+    bytes: int  # that they have on disk
+
+
+# while a run that goes on from another's weights has not ended well, it may need them again
+NEEDED = """EXISTS (SELECT 1 FROM lineage JOIN runs AS child ON child.id = lineage.child
+                    WHERE lineage.parent = runs.id AND lineage.kind IN ('continue', 'probe', 'extend')
+                    AND child.state != 'done')"""
+# of a run that is not done any more, or was done once more, nothing goes
+_LEAVE = f"UPDATE runs SET {{changes}} WHERE id = :run AND state = 'done' AND attempt = :attempt AND NOT {NEEDED}"
+
+
+def let_go(engine: Engine, leaving: Sequence[Leaving], detail: Mapping[str, Any]) -> list[Leaving]:
+    """Rows of finished runs name these files no longer, in one transaction. Returns those of which that is true now:
+    only their files may go. What went is logged, with what `detail` says of why.
+    """
+    gone = []
+    with db.transaction(engine) as connection:
+        for one in leaving:
+            changes = ", ".join(f"{column} = NULL" for column in one.columns)
+            values = {"run": one.run, "attempt": one.attempt}
+            if connection.execute(text(_LEAVE.format(changes=changes)), values).rowcount:
+                gone.append(one)
+        for one in gone:
+            for path in one.paths:
+                sql = "DELETE FROM artifacts WHERE run_id = :run AND path = :path"
+                connection.execute(text(sql), {"run": one.run, "path": path})
+        numbers = {"files": sum(len(one.paths) for one in gone), "bytes": sum(one.bytes for one in gone)}
+        _log(connection, "gc", {**detail, **numbers, "runs": [one.run for one in gone]})
+    return gone
+
+
+def keep(engine: Engine, stage: str, rule: str) -> None:
+    """Give a stage a rule of which checkpoints of its finished runs are kept; see retention.py."""
+    with db.transaction(engine) as connection:
+        connection.execute(text("UPDATE stages SET keep = :rule WHERE name = :stage"), {"stage": stage, "rule": rule})
+        _log(connection, "keep", {"stage": stage, "rule": rule})
+
+
+def swept(engine: Engine, files: int, size: int) -> None:
+    """Keep on record that files went which no row named: how many, and their bytes."""
+    with db.transaction(engine) as connection:
+        _log(connection, "gc", {"files": files, "bytes": size})
 
 
 # ------------------------------------------------------------------------------------------------- whole stages

@@ -104,6 +104,15 @@ def on_disk(root: Path, study: str, watch: Watch) -> dict[str, int]:
     return found
 
 
+def let_go(connection: Connection) -> dict[int, str]:
+    """The runs of which `rnnq gc` took checkpoints, and the rule that did not keep them."""
+    found: dict[int, str] = {}
+    for row in connection.execute(text("SELECT detail FROM changes WHERE verb = 'gc' ORDER BY id")):
+        detail = json.loads(row.detail)
+        found |= dict.fromkeys(detail.get("runs", ()), detail.get("rule", ""))
+    return found
+
+
 class Latest(NamedTuple):
     """Where a run stands."""
 
