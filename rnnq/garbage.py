@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import stat
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
 from rnnq import db, host, queue, ranking, retention, runs, stored
-from rnnq.errors import InputError
+from rnnq.errors import DatabaseError, InputError
 from rnnq.queue import Leaving
 from rnnq.retention import Rule
 from rnnq.runs import StageInfo
@@ -65,7 +66,9 @@ class Found:
 
     def count(self, stage: str, kind: str, goes: bool, size: int) -> None:
         """Enter a file."""
-        share = self.shares.setdefault((stage, kind), Share(stage, kind))
+        share = self.shares.get((stage, kind))
+        if share is None:
+            share = self.shares[stage, kind] = Share(stage, kind)
         if goes:
             share.files += 1
             share.bytes += size
@@ -98,33 +101,49 @@ class Home:
     """The study's folders as they really are. Their parents may be links, which a person has set; nothing below is."""
 
     study: str
-    rooms: Mapping[str, Path]  # checkpoints, logs -> folder
+    rooms: Mapping[str, str]  # checkpoints, logs -> folder
+    plain: set[str] = field(default_factory=set)  # folders that were found to be no links
 
-    def place(self, path: str) -> Path | None:
+    def place(self, path: str) -> str | None:
         """Where a path of the database or of the disk lies; None when it leads elsewhere or to anything but a file."""
-        room, study, *rest = path.split("/")
-        if room not in self.rooms or study != self.study or not rest or ".." in rest:
+        room, study, *folders, name = path.split("/")
+        if room not in self.rooms or study != self.study or ".." in folders or name == "..":
             return None
-        place = self.rooms[room].joinpath(*rest)
-        try:
-            if place.parent.resolve(strict=True) != place.parent or not stat.S_ISREG(place.lstat().st_mode):
+        place = self.rooms[room]
+        for folder in ("", *folders):
+            place = f"{place}/{folder}" if folder else place
+            if not self._is_plain(place):
                 return None
-        except OSError:
-            return None
-        return place
+        return f"{place}/{name}" if _is(stat.S_ISREG, f"{place}/{name}") else None
+
+    def _is_plain(self, folder: str) -> bool:
+        if folder not in self.plain and _is(stat.S_ISDIR, folder):
+            self.plain.add(folder)
+        return folder in self.plain
+
+
+def _is(kind: Callable[[int], bool], place: str) -> bool:
+    """Whether there is a file, or a folder, at a place, and no link to one."""
+    try:
+        return kind(os.lstat(place).st_mode)  # words, not Paths: there may be very many
+    except OSError:
+        return False
 
 
 def home(engine: Engine) -> Home:
     """Where the files of a study are."""
     study, _, root = db.study(engine)
-    return Home(study, {room: (root / room).resolve() / study for room in stored.ROOMS})
+    return Home(study, {room: f"{(root / room).resolve()}/{study}" for room in stored.ROOMS})
 
 
 # ------------------------------------------------------------------------------------------------------ looking
 
 
 def look(engine: Engine, stage: str | None = None, keep: str | None = None, watch: Watch | None = None) -> Found:
-    """What would go, of a stage or of all. With `keep`, as if that were the stage's rule. Raises InputError."""
+    """What would go, of a stage or of all. With `keep`, as if that were the stage's rule.
+
+    Raises InputError; DatabaseError when a row does not say clearly which files it names.
+    """
     if keep is not None and stage is None:
         raise InputError("--keep is a rule of one stage", "--stage names it")
     rule = None if keep is None else retention.parse(keep)
@@ -132,12 +151,16 @@ def look(engine: Engine, stage: str | None = None, keep: str | None = None, watc
     found, where = Found(), home(engine)
     _, _, root = db.study(engine)
     disk = stored.on_disk(root, where.study, watch or (lambda what, done, total: None))
-    with db.reading(engine) as connection:
-        named = stored.named(connection)
-    for name, info in infos.items():
-        found.rules[name] = rule or retention.rule_of(info.keep)
-        _look_at_stage(engine, info, found, disk, where)
-    _look_at_unnamed(engine, stage, found, disk, [path for path in disk if path not in named], where)
+    try:
+        with db.reading(engine) as connection:
+            named = stored.named(connection)
+        for name, info in infos.items():
+            found.rules[name] = rule or retention.rule_of(info.keep)
+            _look_at_stage(engine, info, found, disk, where)
+        _look_at_unnamed(engine, stage, found, disk, [path for path in disk if path not in named], where)
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"a row names a file in words that are not rnnq's ({type(error).__name__}: {error}); nothing was deleted"
+        raise DatabaseError(why, "`rnnq doctor` looks for damage") from error
     return found
 
 
@@ -154,13 +177,14 @@ def _look_at_stage(engine: Engine, info: StageInfo, found: Found, disk: Mapping[
         lost_at, taken = _promoted(connection, info.name)
     losing = _losing_groups(engine, info, rule, found) if rule.top else frozenset[str]()
     for row in rows:
-        files = {name: _path(getattr(row, name)) for name in ("checkpoint", "checkpoint_prev", "checkpoint_best")}
+        last, best = _path(row.checkpoint), _path(row.checkpoint_best)
         if row.state != "done":
-            for path in {path for path in files.values() if path is not None}:
-                found.count(info.name, OPEN, False, disk.get(path, 0))
+            for path in {last, best, _path(row.checkpoint_prev)}:
+                if path is not None:
+                    found.count(info.name, OPEN, False, disk.get(path, 0))
             continue
         loses = row.group_key in losing if rule.top else row.ended_at <= lost_at and row.id not in taken
-        _judge(row, files["checkpoint"], files["checkpoint_best"], loses, info.name, found, disk, where)
+        _judge(row, last, best, loses, info.name, found, disk, where)
 
 
 def _path(saved: str | None) -> str | None:
@@ -223,8 +247,12 @@ def _losing_groups(engine: Engine, info: StageInfo, rule: Rule, found: Found) ->
     The top is a share of all groups, of those with open runs, too: so what loses now would lose at the end as well. A
     group that lacks seeds has no place, and loses to nobody.
     """
-    rows = runs.find(engine, info.name)
+    sql = f"SELECT id, state, group_key, label, loss FROM runs WHERE {stored.of_stage(info.name)} ORDER BY id"
+    with db.reading(engine) as connection:
+        found_rows = connection.execute(text(sql), {"stage": info.name}).all()
+    rows = [{**row._mapping, "config": {}} for row in found_rows]  # for the order alone no config need be read
     done = {row["id"] for row in rows if row["state"] == "done"}
+    info = replace(info, seed_fields=[])
     ranked, left_out = ranking.rank(rows, done, info.metric(info.primary), info, allow_missing=False)
     if left_out:
         found.unjudged[info.name] = len(left_out)
@@ -285,7 +313,7 @@ def _writers(connection: Connection, asides: Iterable[re.Match[str]]) -> dict[tu
 
 def _is_old(where: Home, path: str) -> bool:
     place = where.place(path)
-    return place is not None and time.time() - place.lstat().st_mtime > OLD
+    return place is not None and time.time() - Path(place).lstat().st_mtime > OLD
 
 
 # --------------------------------------------------------------------------------------------------- collecting
@@ -327,7 +355,7 @@ def _remove(where: Home, paths: Iterable[str], gone: Gone) -> None:
         if place is None:
             continue
         with contextlib.suppress(OSError):  # what stays is garbage, not an error
-            size = place.stat().st_size
-            place.unlink()
+            size = Path(place).lstat().st_size
+            Path(place).unlink()
             gone.files += 1
             gone.bytes += size

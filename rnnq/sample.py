@@ -142,7 +142,11 @@ def _refuse_collected(engine: Engine, row: Row, which: str | None) -> None:
         rule = stored.let_go(connection).get(row["id"])
     if rule is not None:
         what = "last checkpoint" if which == "last" else "checkpoints"
-        hint = "`--checkpoint best` takes the best" if row["checkpoint_best"] else "what is gone cannot be sampled; `rnnq retry --set` trains another"
+        hint = (
+            "`--checkpoint best` takes the best"
+            if row["checkpoint_best"]
+            else "what is gone cannot be sampled; `rnnq retry --set` trains another"
+        )
         raise InputError(f"`rnnq gc` deleted the {what} of run {row['id']} (its rule: {rule})", hint)
 
 
