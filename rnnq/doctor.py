@@ -219,10 +219,12 @@ def _history(engine: Engine, stage: str | None) -> Iterator[Finding]:
     with db.reading(engine) as connection:
         states = {row.state: row.n for row in connection.execute(text(sql), {"stage": stage} if stage else {})}
         found = replay(connection, stage)
+        refused = _refused_writes(connection, stage)
     yield _states(states)
     yield _attempts(found)
     yield _ends(found)
     yield _losses(found)
+    yield _refusals(refused)
     yield _doubles(found)
     yield _overlaps(found)
     yield _twice(found)
@@ -260,8 +262,31 @@ def _losses(found: Replay) -> Finding:
         return Finding("leases", "ok", "no attempt was lost", None, numbers)
     says = f"{_n(n, 'attempt')} of {_n(found.lost_runs, 'run')} lost: the worker died or was silent for a whole lease; "
     says += f"{found.lost_but_done:,} of these runs were done nevertheless"
-    hint = "what a lost worker wrote later was refused, and left no row: how much that was nobody knows"
-    return Finding("leases", "note", says, hint, numbers)
+    return Finding("leases", "note", says, "what such a worker writes later is refused: see `refused`", numbers)
+
+
+def _refused_writes(connection: Connection, stage: str | None) -> list[dict[str, Any]]:
+    """Writes that came after the run had gone to another: run, attempt, worker, what."""
+    sql = text("SELECT detail FROM changes WHERE verb = 'refused' ORDER BY id")
+    found = [json.loads(words) for words in connection.execute(sql).scalars()]
+    if stage is None or not found:
+        return found
+    ids = {one["run"] for one in found}
+    mine = {run for run, latest in stored.latest(connection, ids).items() if latest.stage == stage}
+    return [one for one in found if one["run"] in mine]
+
+
+def _refusals(refused: Sequence[Mapping[str, Any]]) -> Finding:
+    by_run, by_kind = Counter(one["run"] for one in refused), Counter(one["what"] for one in refused)
+    numbers: dict[str, Any] = {"writes": len(refused), "runs": len(by_run), "by_kind": dict(by_kind)}
+    numbers |= {"by_run": dict(by_run.most_common(SHOWN))}
+    if not refused:
+        return Finding("refused", "ok", "no late write of a lost worker is on record", None, numbers)
+    kinds = ", ".join(f"{n:,} {what}" for what, n in by_kind.most_common())
+    some = _some([f"run {run}: {n:,}" for run, n in by_run.most_common()])
+    says = f"{_n(len(refused), 'late write')} to {_n(len(by_run), 'run')} rejected: {kinds} {some}"
+    hint = "as it must be: these runs had gone to others, and nothing of these writes is in them"
+    return Finding("refused", "note", says, hint, numbers)
 
 
 def _doubles(found: Replay) -> Finding:

@@ -11,14 +11,16 @@ worker and state, not by the clock: a lease that is past its time but not reaped
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from unicodedata import category
 
 from sqlalchemy import Connection, Engine, bindparam, text
@@ -30,8 +32,11 @@ CHUNK = 2000  # rows a transaction of init inserts: about 0.05 s, so that nobody
 LOST_LIMIT = 3  # attempts lost in a row without a new checkpoint, after which a run fails
 FAILED_LIMIT = 3  # attempts failed in a row without a new checkpoint, for a cause that can heal
 HEALING = ("oom", "stalled", "database")  # causes that another time, or another machine, may not have
+REFUSED = 1.0  # seconds that a worker waits to put on record that a write of its was refused
 DELAY = 60.0  # seconds until a run that failed for such a cause is tried again; four times as many the next time
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Point = tuple[str, int, float]  # name, step, value
 Saved = Mapping[str, Any]  # a checkpoint file: path below the root, step, sha256, bytes
 
@@ -573,6 +578,29 @@ def _lease_lost(connection: Connection, claim: Claim) -> LeaseLost:
     )
 
 
+def _fenced(write: Callable[P, T]) -> Callable[P, T]:
+    """A write of a run's owner. One that is refused, because the run is no longer its own, stays on record."""
+
+    @functools.wraps(write)
+    def fenced(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return write(*args, **kwargs)
+        except LeaseLost:
+            _refused(write.__name__, *args)
+            raise
+
+    return fenced
+
+
+def _refused(what: str, *args: Any) -> None:
+    """For the doctor alone, so neither patient nor loud: whatever happens, the worker goes on as if this were not."""
+    with contextlib.suppress(Exception):
+        engine, claim, *_ = args
+        detail = {"run": claim.run, "attempt": claim.attempt, "worker": claim.worker, "what": what}
+        with db.transaction(engine, REFUSED) as connection:
+            _log(connection, "refused", detail)
+
+
 def _insert_points(connection: Connection, run: int, points: Iterable[Point]) -> None:
     points = [(clean_text(name), step, value) for name, step, value in points]
     if not points:
@@ -606,6 +634,7 @@ class Start:
     problems: Sequence[str] = ()  # what was wrong with the files that the row named before it
 
 
+@_fenced
 def restore(engine: Engine, claim: Claim, start: Start) -> None:
     """Before training goes on: make the run's points equal to the checkpoint's curve.
 
@@ -628,6 +657,7 @@ def restore(engine: Engine, claim: Claim, start: Start) -> None:
         connection.execute(text(sql), values | {"run": claim.run, "attempt": claim.attempt})
 
 
+@_fenced
 def record(
     engine: Engine,
     claim: Claim,
@@ -670,6 +700,7 @@ def _files(connection: Connection, run: int) -> set[str]:
     return {_load(value)["path"] for value in row or () if value is not None}
 
 
+@_fenced
 def finish(
     engine: Engine,
     claim: Claim,
@@ -709,6 +740,7 @@ def _insert_artifact(connection: Connection, run: int, kind: str, saved: Saved) 
     connection.execute(text(sql), {**saved, "run": run, "kind": kind})
 
 
+@_fenced
 def fail(
     engine: Engine,
     claim: Claim,
@@ -752,6 +784,7 @@ def fail(
     return state
 
 
+@_fenced
 def release(engine: Engine, claim: Claim, message: str = "") -> str:
     """Give the run back uncounted, with its checkpoints: it is pending again, or cancelled where that was wished.
 
