@@ -25,7 +25,7 @@ from sqlalchemy.engine import make_url
 from rnnq import files, host
 from rnnq.errors import DatabaseError, InputError, RnnqError
 
-SCHEMA = "0003"  # the revision that this program reads and writes; tests hold it equal to tables.SCHEMA and the head
+SCHEMA = "0004"  # the revision that this program reads and writes; tests hold it equal to tables.SCHEMA and the head
 LEASE = 60.0  # seconds; written into the database when it is made
 BUSY = 60.0  # seconds to wait for the write lock
 NOW = "(julianday('now') - 2440587.5) * 86400.0"  # unixepoch('subsec') is silently NULL before SQLite 3.42

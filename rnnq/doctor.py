@@ -11,28 +11,28 @@ import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from rnnq import db, host, runs
+from rnnq import db, host, runs, stored
 from rnnq.errors import RnnqError
 from rnnq.query import STATES
+from rnnq.stored import File, Watch, of_stage
 
 SHOWN = 20  # runs or files that a finding names; it counts all of them
 SKEW = 1.0  # seconds by which clocks may differ before anybody is told
 LARGE = 128 * 2**20  # bytes of a database that is looked through only when asked: it takes seconds
 LITTLE = 2**30  # bytes of free disk below which a note is made, and
 TOO_LITTLE = 64 * 2**20  # a problem
-
-Watch = Callable[[str, int, int], None]  # what is being done, how much of it is, and of how much (0: nobody knows)
 
 
 @dataclass(frozen=True)
@@ -78,11 +78,6 @@ def _whatever_happens(name: str, part: Callable[[], Iterable[Finding]]) -> list[
         return [Finding(name, "problem", f"could not be looked at: {why}", "`rnnq db check` looks for damage")]
 
 
-def _of_stage(stage: str | None) -> str:
-    some = "" if stage is None else " AND runs.stage = :stage"
-    return f"runs.intake IN (SELECT id FROM intakes WHERE complete){some}"
-
-
 def _n(number: int, noun: str, plural: str | None = None) -> str:
     """ "1 run", "2 runs", "12,000 runs"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
@@ -97,11 +92,20 @@ def _some(values: Sequence[object]) -> str:
 
 
 @dataclass
+class Repeated:
+    """Steps beyond the one from which the next attempt began: done again, at the speed of those that came first."""
+
+    attempts: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
 class Replay:
     """What the attempts of all runs came to."""
 
-    per_run: dict[int, int] = field(default_factory=dict)  # attempts of a run -> runs
-    ended: dict[tuple[str, str | None], int] = field(default_factory=dict)  # how, cause -> attempts
+    per_run: Counter[int] = field(default_factory=Counter)  # attempts of a run -> runs
+    ended: Counter[tuple[str, str | None]] = field(default_factory=Counter)  # how, cause -> attempts
     steps: int = 0
     seconds: float = 0.0
     lost_runs: int = 0  # that lost an attempt
@@ -113,99 +117,89 @@ class Replay:
     misnumbered: list[int] = field(default_factory=list)
     unended: list[int] = field(default_factory=list)  # runs with an attempt without an end that nobody trains
     not_done: list[int] = field(default_factory=list)  # done runs whose last attempt says otherwise
-    twice: list[Any] = field(default_factory=list)  # how, attempts, steps and seconds that were done once more
+    twice: dict[str, Repeated] = field(default_factory=dict)  # by how the attempt ended
 
 
-# what is asked several times, narrow and in order. Attempts first: in the order of their key nothing is sorted
-_TABLE = """CREATE TEMP TABLE tries (run_id, attempt, started_at, until, ended, cause, step_from, step_to, state,
-                                     latest, PRIMARY KEY (run_id, attempt)) WITHOUT ROWID"""
-_TRIES = """INSERT INTO tries
-            SELECT run_id, attempts.attempt, attempts.started_at, coalesce(attempts.ended_at, 9e999), attempts.ended,
-                   attempts.cause, step_from, coalesce(step_to, step_from), runs.state, runs.attempt
-            FROM attempts CROSS JOIN runs ON runs.id = attempts.run_id WHERE {seen} ORDER BY 1, 2"""
+# attempts first: in the order of their key nothing is sorted
+_TRIES = """SELECT run_id, attempts.attempt, attempts.started_at, attempts.ended_at, attempts.ended, attempts.cause,
+                   step_from, coalesce(step_to, step_from), runs.state, runs.attempt
+            FROM attempts CROSS JOIN runs WHERE runs.id = attempts.run_id AND {seen} ORDER BY 1, 2"""
 
-_ENDED = """SELECT coalesce(ended, 'running') AS how, cause, count(*) AS n,
-                   coalesce(sum(max(step_to - step_from, 0)), 0) AS steps,
-                   coalesce(sum(CASE WHEN ended IS NOT NULL THEN until - started_at END), 0) AS seconds
-            FROM tries GROUP BY how, cause"""
-
-_PER_RUN = """(SELECT run_id, state, latest, count(*) AS n, max(attempt) AS highest, sum(ended IS NULL) AS open,
-                      sum(ended IS 'lost') AS lost, max(CASE WHEN attempt = latest THEN ended END) AS last
-               FROM tries GROUP BY run_id)"""
-
-_COUNTS = f"""SELECT n, count(*) AS runs, sum(lost > 0) AS lost, sum(lost > 0 AND state = 'done') AS done
-              FROM {_PER_RUN} GROUP BY n ORDER BY n"""
-
-_ORDER = f"""SELECT * FROM (
-                 SELECT run_id, n != highest OR n != latest AS misnumbered,
-                        state = 'done' AND last IS NOT 'done' AS not_done,
-                        open != (state = 'running') OR (state = 'running' AND last IS NOT NULL) AS unended
-                 FROM {_PER_RUN})
-             WHERE misnumbered OR not_done OR unended"""
-
-# Only an extension makes a done run pending, and each leaves a row. So an attempt after an end without one between them
-# proves that the run was trained once more; that both have a summary proves nothing, as every extended run has several.
-_PAIRS = """SELECT * FROM (
-                SELECT run_id, ended, until, lead(started_at) OVER in_order AS next,
-                       min(until, max(until) OVER (in_order ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING))
-                       - started_at AS overlap_s
-                FROM tries WINDOW in_order AS (PARTITION BY run_id ORDER BY attempt))
-            WHERE overlap_s > 0 OR (ended = 'done' AND next IS NOT NULL)"""
-
-# Steps beyond the one from which the next attempt began were done again, at the speed of the one that did them first.
-_TWICE = """SELECT how, count(*) AS attempts, sum(more) AS steps, sum(seconds * more / steps) AS seconds FROM (
-                SELECT coalesce(ended, 'running') AS how, step_to - step_from AS steps, until - started_at AS seconds,
-                       step_to - lead(step_from) OVER (PARTITION BY run_id ORDER BY attempt) AS more
-                FROM tries WHERE step_from IS NOT NULL)
-            WHERE more > 0 GROUP BY how ORDER BY steps DESC"""
+Try = Sequence[Any]  # a row of it
+_RUN, _ATTEMPT, _STARTED, _UNTIL, _ENDED, _CAUSE, _FROM, _TO, _STATE, _LATEST = range(10)
 
 
 def replay(connection: Connection, stage: str | None = None) -> Replay:
     """Go through all attempts of all runs, in their order."""
-    found = Replay()
-    connection.execute(text(_TABLE))
-    try:
-        connection.execute(text(_TRIES.format(seen=_of_stage(stage))), {"stage": stage} if stage else {})
-        _replay_counts(connection, found)
-        _replay_order(connection, found)
-        _replay_pairs(connection, found)
-        found.twice = list(connection.execute(text(_TWICE)))
-    finally:
-        connection.execute(text("DROP TABLE tries"))
+    found, extended = Replay(), _extensions(connection)
+    found_rows = connection.execute(text(_TRIES.format(seen=of_stage(stage))), {"stage": stage} if stage else {})
+    # as plain tuples: there may be very many, and what they hold is asked for several times
+    rows = (tuple(row) for part in found_rows.partitions(10_000) for row in part)
+    for run, tries in groupby(rows, itemgetter(_RUN)):
+        _replay_run(found, run, list(tries), extended.get(run, ()))
+    found.twice = dict(sorted(found.twice.items(), key=lambda item: -item[1].steps))
     return found
 
 
-def _replay_counts(connection: Connection, found: Replay) -> None:
-    for row in connection.execute(text(_ENDED)):
-        found.ended[row.how, row.cause] = row.n
-        found.steps += row.steps
-        found.seconds += row.seconds
-    for row in connection.execute(text(_COUNTS)):
-        found.per_run[row.n] = row.runs
-        found.lost_runs += row.lost
-        found.lost_but_done += row.done
+def _replay_run(found: Replay, run: int, tries: Sequence[Try], extended: Sequence[float]) -> None:
+    lost = False
+    for _, _, started, until, ended, cause, first, last, _, _ in tries:
+        found.ended[ended or "running", cause] += 1
+        if first is not None and last > first:
+            found.steps += last - first
+        if until is not None:
+            found.seconds += until - started
+        lost = lost or ended == "lost"
+    found.per_run[len(tries)] += 1
+    if lost:
+        found.lost_runs += 1
+        found.lost_but_done += tries[0][_STATE] == "done"
+    _replay_order(found, run, tries)
+    if len(tries) > 1:
+        _replay_pairs(found, run, tries, extended)
+        _replay_steps(found, tries)
 
 
-def _replay_order(connection: Connection, found: Replay) -> None:
-    for row in connection.execute(text(_ORDER)):
-        found.misnumbered += [row.run_id] if row.misnumbered else []
-        found.not_done += [row.run_id] if row.not_done else []
-        found.unended += [row.run_id] if row.unended else []
+def _replay_order(found: Replay, run: int, tries: Sequence[Try]) -> None:
+    state, latest, n = tries[0][_STATE], tries[0][_LATEST], len(tries)
+    last = tries[-1][_ENDED] if tries[-1][_ATTEMPT] == latest else None
+    if n != tries[-1][_ATTEMPT] or n != latest:
+        found.misnumbered.append(run)
+    if state == "done" and last != "done":
+        found.not_done.append(run)
+    unended = sum([one[_ENDED] is None for one in tries])
+    if unended != (state == "running") or (state == "running" and last is not None):
+        found.unended.append(run)
 
 
-def _replay_pairs(connection: Connection, found: Replay) -> None:
-    extended = _extensions(connection)
-    again: set[int] = set()
-    for row in connection.execute(text(_PAIRS)):
-        if row.overlap_s is not None and row.overlap_s > 0:
-            found.overlapping.append(row.run_id)
-            found.overlap_s = max(found.overlap_s, row.overlap_s)
-        is_followed = row.ended == "done" and row.next is not None
-        if is_followed and not any(row.until <= at <= row.next for at in extended.get(row.run_id, ())):
-            again.add(row.run_id)
-    found.overlapping, found.again = sorted(set(found.overlapping)), sorted(again)
-    ends = text("SELECT count(*) FROM tries WHERE run_id = :run AND ended = 'done'")
-    found.done_twice = [run for run in found.again if connection.execute(ends, {"run": run}).scalar_one() > 1]
+# Only an extension makes a done run pending, and each leaves a row. So an attempt after an end without one between them
+# proves that the run was trained once more; that both have a summary proves nothing, as every extended run has several.
+def _replay_pairs(found: Replay, run: int, tries: Sequence[Try], extended: Sequence[float]) -> None:
+    latest = -math.inf  # end of all attempts before
+    overlap, again = 0.0, False
+    for one, after in pairwise(tries):
+        until = math.inf if one[_UNTIL] is None else one[_UNTIL]
+        latest = max(latest, until)
+        overlap = max(overlap, min(math.inf if after[_UNTIL] is None else after[_UNTIL], latest) - after[_STARTED])
+        again = again or (one[_ENDED] == "done" and not any(until <= at <= after[_STARTED] for at in extended))
+    if overlap > 0:
+        found.overlapping.append(run)
+        found.overlap_s = max(found.overlap_s, overlap)
+    if again:
+        found.again.append(run)
+        if sum(one[_ENDED] == "done" for one in tries) > 1:
+            found.done_twice.append(run)
+
+
+def _replay_steps(found: Replay, tries: Sequence[Try]) -> None:
+    for one, after in pairwise(one for one in tries if one[_FROM] is not None):
+        steps, more = one[_TO] - one[_FROM], one[_TO] - after[_FROM]
+        if more > 0:
+            repeated = found.twice.setdefault(one[_ENDED] or "running", Repeated())
+            repeated.attempts += 1
+            repeated.steps += more
+            if steps > 0 and one[_UNTIL] is not None:
+                repeated.seconds += (one[_UNTIL] - one[_STARTED]) * more / steps
 
 
 def _extensions(connection: Connection) -> dict[int, list[float]]:
@@ -221,14 +215,16 @@ def _extensions(connection: Connection) -> dict[int, list[float]]:
 
 
 def _history(engine: Engine, stage: str | None) -> Iterator[Finding]:
-    sql = f"SELECT state, count(*) AS n FROM runs WHERE {_of_stage(stage)} GROUP BY state"
+    sql = f"SELECT state, count(*) AS n FROM runs WHERE {of_stage(stage)} GROUP BY state"
     with db.reading(engine) as connection:
         states = {row.state: row.n for row in connection.execute(text(sql), {"stage": stage} if stage else {})}
         found = replay(connection, stage)
+        refused = _refused_writes(connection, stage)
     yield _states(states)
     yield _attempts(found)
     yield _ends(found)
     yield _losses(found)
+    yield _refusals(refused)
     yield _doubles(found)
     yield _overlaps(found)
     yield _twice(found)
@@ -252,7 +248,7 @@ def _attempts(found: Replay) -> Finding:
 
 
 def _ends(found: Replay) -> Finding:
-    ends = sorted(found.ended.items(), key=lambda item: -item[1])
+    ends = sorted(found.ended.items(), key=lambda item: (-item[1], item[0][0], item[0][1] or ""))
     # lost has the cause lost, released the cause preempted: only what failed differs
     words = [f"{n:,} {how}{f' ({cause})' if cause and how == 'failed' else ''}" for (how, cause), n in ends]
     numbers = [{"ended": how, "cause": cause, "n": n} for (how, cause), n in ends]
@@ -266,8 +262,31 @@ def _losses(found: Replay) -> Finding:
         return Finding("leases", "ok", "no attempt was lost", None, numbers)
     says = f"{_n(n, 'attempt')} of {_n(found.lost_runs, 'run')} lost: the worker died or was silent for a whole lease; "
     says += f"{found.lost_but_done:,} of these runs were done nevertheless"
-    hint = "what a lost worker wrote later was refused, and left no row: how much that was nobody knows"
-    return Finding("leases", "note", says, hint, numbers)
+    return Finding("leases", "note", says, "what such a worker writes later is refused: see `refused`", numbers)
+
+
+def _refused_writes(connection: Connection, stage: str | None) -> list[dict[str, Any]]:
+    """Writes that came after the run had gone to another: run, attempt, worker, what."""
+    sql = text("SELECT detail FROM changes WHERE verb = 'refused' ORDER BY id")
+    found = [json.loads(words) for words in connection.execute(sql).scalars()]
+    if stage is None or not found:
+        return found
+    ids = {one["run"] for one in found}
+    mine = {run for run, latest in stored.latest(connection, ids).items() if latest.stage == stage}
+    return [one for one in found if one["run"] in mine]
+
+
+def _refusals(refused: Sequence[Mapping[str, Any]]) -> Finding:
+    by_run, by_kind = Counter(one["run"] for one in refused), Counter(one["what"] for one in refused)
+    numbers: dict[str, Any] = {"writes": len(refused), "runs": len(by_run), "by_kind": dict(by_kind)}
+    numbers |= {"by_run": dict(by_run.most_common(SHOWN))}
+    if not refused:
+        return Finding("refused", "ok", "no late write of a lost worker is on record", None, numbers)
+    kinds = ", ".join(f"{n:,} {what}" for what, n in by_kind.most_common())
+    some = _some([f"run {run}: {n:,}" for run, n in by_run.most_common()])
+    says = f"{_n(len(refused), 'late write')} to {_n(len(by_run), 'run')} rejected: {kinds} {some}"
+    hint = "as it must be: these runs had gone to others, and nothing of these writes is in them"
+    return Finding("refused", "note", says, hint, numbers)
 
 
 def _doubles(found: Replay) -> Finding:
@@ -294,8 +313,8 @@ def _overlaps(found: Replay) -> Finding:
 
 
 def _twice(found: Replay) -> Finding:
-    by = {row.how: {"attempts": row.attempts, "steps": row.steps, "seconds": row.seconds or 0.0} for row in found.twice}
-    steps, seconds = sum(row.steps for row in found.twice), sum(row.seconds or 0.0 for row in found.twice)
+    by = {how: vars(repeated) for how, repeated in found.twice.items()}
+    steps, seconds = sum(one["steps"] for one in by.values()), sum(one["seconds"] for one in by.values())
     numbers: dict[str, Any] = {"steps": steps, "seconds": seconds, "of_steps": found.steps, "by_end": by}
     if not steps:
         return Finding("repeats", "ok", "no step is known to have been done twice", None, numbers)
@@ -326,7 +345,7 @@ def _points(engine: Engine, stage: str | None) -> Iterator[Finding]:
     sql = f"""SELECT runs.id, count(*) AS n FROM runs CROSS JOIN metrics CROSS JOIN point
               ON point.run_id = runs.id AND point.metric_id = metrics.id
               AND point.step > coalesce(json_extract(runs.checkpoint, '$.step'), -1)
-              WHERE runs.state IN ('pending', 'waiting') AND runs.attempt > 0 AND {_of_stage(stage)} GROUP BY runs.id"""
+              WHERE runs.state IN ('pending', 'waiting') AND runs.attempt > 0 AND {of_stage(stage)} GROUP BY runs.id"""
     with db.reading(engine) as connection:
         rows = connection.execute(text(sql), {"stage": stage} if stage else {}).all()
     n = sum(row.n for row in rows)
@@ -404,7 +423,7 @@ _NEVER = {  # what the CHECKs of the schema rule out, and a little more
 def _invariants(engine: Engine, stage: str | None) -> Iterator[Finding]:
     broken = " OR ".join(f"({condition})" for condition in _NEVER.values())
     marks = ", ".join(f"({condition}) AS rule{i}" for i, condition in enumerate(_NEVER.values()))
-    sql = f"SELECT id, {marks} FROM runs WHERE ({broken}) AND {_of_stage(stage)} ORDER BY id"
+    sql = f"SELECT id, {marks} FROM runs WHERE ({broken}) AND {of_stage(stage)} ORDER BY id"
     with db.reading(engine) as connection:
         rows = connection.execute(text(sql), {"stage": stage} if stage else {}).all()
     found = {what: [row.id for row in rows if row[i + 1]] for i, what in enumerate(_NEVER)}
@@ -420,101 +439,19 @@ def _invariants(engine: Engine, stage: str | None) -> Iterator[Finding]:
 # ------------------------------------------------------------------------------------------------------------ files
 
 
-class File(NamedTuple):
-    """A file as a row names it."""
-
-    run: int
-    path: str
-    bytes: int
-    sha256: str
-    counts: bool  # its run is of those that are looked at
-
-
-# where the best checkpoint is the last one, both columns hold the same
-_FILES = """SELECT id, checkpoint, checkpoint_prev, nullif(checkpoint_best, checkpoint) AS best, {seen} AS counts
-            FROM runs WHERE coalesce(checkpoint, checkpoint_prev, checkpoint_best) IS NOT NULL {some}"""
-# most artifacts are what the run's row names, too: these are left out
-_ARTIFACTS = """SELECT run_id, path, bytes, sha256, {seen} AS counts
-                FROM artifacts JOIN runs ON runs.id = artifacts.run_id
-                WHERE NOT (coalesce(instr(checkpoint, path), 0) OR coalesce(instr(checkpoint_best, path), 0)) {some}"""
-_decode = json.JSONDecoder().raw_decode
-
-
-def _named(connection: Connection, stage: str | None, ids: Sequence[int] | None = None) -> dict[str, File]:
-    """Every file that a row names, or that those of some runs do, by its path.
-
-    Raises ValueError for a row that is not as the queue writes it.
-    """
-    some = "" if ids is None else "AND runs.id IN (SELECT value FROM json_each(:ids))"
-    parts = {"seen": _of_stage(stage), "some": some}
-    values = ({"stage": stage} if stage else {}) | ({"ids": json.dumps(ids)} if ids is not None else {})
-    found: dict[str, File] = {}
-    for run, *saved, counts in connection.execute(text(_FILES.format(**parts)), values):
-        for words in saved:
-            if words is not None:
-                one = _decode(words)[0]
-                found[one["path"]] = File(run, one["path"], one["bytes"], one["sha256"], bool(counts))
-    for row in connection.execute(text(_ARTIFACTS.format(**parts)), values):
-        found.setdefault(row.path, File(row.run_id, row.path, row.bytes, row.sha256, bool(row.counts)))
-    return found
-
-
-def _on_disk(root: Path, study: str, watch: Watch) -> dict[str, int]:
-    """Every file of the study below its folder: path and bytes. Links are not followed."""
-    found: dict[str, int] = {}
-    folders, looked = [f"checkpoints/{study}", f"logs/{study}"], 0
-    while folders:
-        folder = folders.pop()
-        try:
-            with os.scandir(f"{root}/{folder}") as entries:  # words, not Paths: there may be very many
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(f"{folder}/{entry.name}")
-                    else:
-                        found[f"{folder}/{entry.name}"] = entry.stat(follow_symlinks=False).st_size
-        except OSError:
-            continue  # not there, not ours to read, or just gone: what a row names is looked for once more
-        looked += 1
-        if looked % 1000 == 0:
-            watch("looking at files", looked, 0)
-    return found
-
-
 def _files(engine: Engine, stage: str | None, deep: bool, watch: Watch) -> Iterator[Finding]:
     study, _, root = db.study(engine)
-    disk = _on_disk(root, study, watch)
+    disk = stored.on_disk(root, study, watch)
     with db.reading(engine) as connection:
-        named = _named(connection, stage)
+        named = stored.named(connection, stage)
     looked = [file for file in named.values() if file.counts]
     wrong = _wrong_files(root, looked, disk, deep, watch)
     if wrong:  # rows after files: a worker takes a file away only once no row names it
         with db.reading(engine) as connection:
-            still = _named(connection, stage, sorted({file.run for file in wrong}))
+            still = stored.named(connection, stage, {file.run for file in wrong})
         wrong = {file: why for file, why in wrong.items() if still.get(file.path) == file}
     yield _checkpoints(looked, wrong, deep)
-    yield _unnamed(_without_row(engine, root, [path for path in disk if path not in named]), disk)
-
-
-_PLACE = re.compile(r"(?:checkpoints/[^/]+/[^/]+|logs/[^/]+)/(\d{1,18})/\.?a(\d{1,18})[-.].*", re.DOTALL)
-
-
-def _without_row(engine: Engine, root: Path, paths: Sequence[str]) -> list[str]:
-    """The files that no row names, of those that none named when it was read; without the logs of attempts, and without
-    what a worker may be about to enter."""
-    places = {path: _PLACE.fullmatch(path) for path in paths}
-    ids = sorted({int(place[1]) for place in places.values() if place})
-    sql = text("SELECT id, attempt, state FROM runs WHERE id IN (SELECT value FROM json_each(:ids))")
-    with db.reading(engine) as connection:
-        named = _named(connection, None, ids)
-        latest = {row.id: (row.attempt, row.state) for row in connection.execute(sql, {"ids": json.dumps(ids)})}
-    found = []
-    for path, place in places.items():
-        attempt, state = latest.get(int(place[1]), (0, "")) if place else (0, "")
-        mine = int(place[2]) if place else 1
-        expected = mine <= attempt if path.startswith("logs/") else mine == attempt and state == "running"
-        if path not in named and not expected and os.path.lexists(f"{root}/{path}"):
-            found.append(path)
-    return found
+    yield _unnamed(stored.without_row(engine, root, [path for path in disk if path not in named]), disk)
 
 
 def _wrong_files(

@@ -27,6 +27,7 @@ class Origin:
     has_rule: bool
     source: str | None
     source_sha256: str | None
+    keep: str | None = None  # the stage's rule of what to keep; None: as it is, or the default
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _origin(stage: Stage, source: str, sha256: str) -> Origin:
     config = families.config_of(stage.family) if in_source else families.find_config(stage.family)
     name = families.name_of(stage.family) if in_source else stage.family
     has_rule = stage.refine is not None or stage.next is not None
-    return Origin(name, config, in_source, has_rule, source, sha256)
+    return Origin(name, config, in_source, has_rule, source, sha256, stage.keep)
 
 
 def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Progress = iter) -> NewStage:
@@ -128,6 +129,7 @@ def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Pro
         seed_fields=origin.config.seed_fields,
         data=data,
         runs=runs,
+        keep=origin.keep,
     )
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
 
-from rnnq import families, plan, ranking, runs, sweep
+from rnnq import families, plan, ranking, retention, runs, sweep
 from rnnq.config import Config
 from rnnq.errors import InputError
 from rnnq.query import OPEN
@@ -38,6 +36,7 @@ class Request:
     seeds: int | None = None
     partial: bool = False
     allow_missing: bool = False
+    keep: str | None = None  # the new stage's rule of what to keep; None: that of the definition, else the parent's
     defs: Path = Path("defs")
 
 
@@ -55,25 +54,6 @@ class Promotion:
     stage: NewStage
 
 
-def top_count(top: str, n: int) -> int:
-    """How many of n groups `--top` means: N, or p % as floor(p · n / 100) in exact arithmetic, at least 1.
-
-    Raises InputError for anything else.
-    """
-    wrong = InputError(f"--top {top}: neither a number of configs nor a share of them", "--top 10, or --top 10%")
-    try:
-        share = Fraction(top.removesuffix("%").strip())
-    except (ValueError, ZeroDivisionError):
-        raise wrong from None
-    if top.endswith("%"):
-        if not 0 < share <= 100:
-            raise InputError(f"--top {top}: a share lies above 0% and up to 100%", "--top 10%")
-        return max(1, math.floor(share * n / 100))
-    if share.denominator != 1 or share < 1 or "/" in top:
-        raise wrong
-    return min(int(share), n)
-
-
 # ------------------------------------------------------------------------------------------------- the next stage
 
 
@@ -81,19 +61,20 @@ def prepare(engine: Engine, request: Request) -> Promotion:
     """Work out a promotion; nothing is written. Raises InputError with everything that is wrong."""
     info = runs.stage_info(engine, request.stage)
     metric = info.metric(request.by or info.primary)
-    top_count(request.top, 1)  # a bad --top is refused before anything is read
+    ranking.top_count(request.top, 1)  # a bad --top is refused before anything is read
     rows = runs.find(engine, request.stage)
     _refuse_open(rows, request)
     chosen_ids = {row["id"] for row in runs.find(engine, request.stage, request.filter, "done")}
     ranked, left_out = ranking.rank(rows, chosen_ids, metric, info, request.allow_missing)
     if not ranked:
         raise InputError(_nothing(request, left_out), "`rnnq examine` shows what there is")
-    chosen = ranked[: top_count(request.top, len(ranked))]
+    chosen = ranked[: ranking.top_count(request.top, len(ranked))]
 
     definition = _definition(info, request)
     rule = _rule(definition, info.defined_as or info.name, request)
     origin, to = _origin(info, definition, rule, request)
     entries, made = _children(chosen, rule, origin.config, request)
+    origin = replace(origin, keep=_keep(engine, to, origin.keep, info, request))
     _refuse_foreign(engine, to, origin)
     # what imported runs were trained on need not be here: the worker that trains their children will ask for it
     here = {row["id"] for row in rows if row["attempt"]}
@@ -166,7 +147,16 @@ def _origin(
         has_rule=has_rule,
         source=info.source if keeps_source else None,
         source_sha256=info.source_sha256 if keeps_source else None,
+        keep=following.keep if isinstance(following, Stage) and to == named else None,
     ), to
+
+
+def _keep(engine: Engine, to: str, declared: str | None, parent: StageInfo, request: Request) -> str | None:
+    """The new stage's rule of which checkpoints to keep; a stage that is there already keeps its own."""
+    if request.keep is not None:
+        return str(retention.parse(request.keep))
+    there = runs.stage_infos(engine)
+    return declared or (parent.keep if to not in there else None)
 
 
 def _refuse_foreign(engine: Engine, to: str, origin: plan.Origin) -> None:

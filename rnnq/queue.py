@@ -11,14 +11,16 @@ worker and state, not by the clock: a lease that is past its time but not reaped
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from unicodedata import category
 
 from sqlalchemy import Connection, Engine, bindparam, text
@@ -30,8 +32,11 @@ CHUNK = 2000  # rows a transaction of init inserts: about 0.05 s, so that nobody
 LOST_LIMIT = 3  # attempts lost in a row without a new checkpoint, after which a run fails
 FAILED_LIMIT = 3  # attempts failed in a row without a new checkpoint, for a cause that can heal
 HEALING = ("oom", "stalled", "database")  # causes that another time, or another machine, may not have
+REFUSED = 1.0  # seconds that a worker waits to put on record that a write of its was refused
 DELAY = 60.0  # seconds until a run that failed for such a cause is tried again; four times as many the next time
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Point = tuple[str, int, float]  # name, step, value
 Saved = Mapping[str, Any]  # a checkpoint file: path below the root, step, sha256, bytes
 
@@ -116,6 +121,7 @@ class NewStage:
     seed_fields: Sequence[str]
     data: Mapping[str, str]
     runs: Sequence[NewRun] = field(default_factory=tuple)
+    keep: str | None = None  # which checkpoints of its finished runs stay; None: as it is, or the default
 
 
 @dataclass(frozen=True)
@@ -237,9 +243,11 @@ def _write_stage(connection: Connection, stage: NewStage, sql: str) -> None:
         "metrics": _dump(list(stage.metrics)),
         "seed_fields": _dump(list(stage.seed_fields)),
         "data": _dump(dict(stage.data)),
+        "keep": stage.keep,
     }
     names, marks = ", ".join(values), ", ".join(f":{name}" for name in values)
-    changes = ", ".join(f"{name} = :{name}" for name in values if name != "name")
+    changes = ", ".join(f"{name} = :{name}" for name in values if name not in ("name", "keep"))
+    changes += ", keep = coalesce(:keep, keep)"  # a definition that is silent leaves what a person has said
     sql = sql.format(names=f"{names}, created_at", values=f"{marks}, {db.NOW}", changes=changes)
     connection.execute(text(sql), values)
 
@@ -654,6 +662,29 @@ def _lease_lost(connection: Connection, claim: Claim) -> LeaseLost:
     )
 
 
+def _fenced(write: Callable[P, T]) -> Callable[P, T]:
+    """A write of a run's owner. One that is refused, because the run is no longer its own, stays on record."""
+
+    @functools.wraps(write)
+    def fenced(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return write(*args, **kwargs)
+        except LeaseLost:
+            _refused(write.__name__, *args)
+            raise
+
+    return fenced
+
+
+def _refused(what: str, *args: Any) -> None:
+    """For the doctor alone, so neither patient nor loud: whatever happens, the worker goes on as if this were not."""
+    with contextlib.suppress(Exception):
+        engine, claim, *_ = args
+        detail = {"run": claim.run, "attempt": claim.attempt, "worker": claim.worker, "what": what}
+        with db.transaction(engine, REFUSED) as connection:
+            _log(connection, "refused", detail)
+
+
 def _insert_points(connection: Connection, run: int, points: Iterable[Point]) -> None:
     points = [(clean_text(name), step, value) for name, step, value in points]
     if not points:
@@ -687,6 +718,7 @@ class Start:
     problems: Sequence[str] = ()  # what was wrong with the files that the row named before it
 
 
+@_fenced
 def restore(engine: Engine, claim: Claim, start: Start) -> None:
     """Before training goes on: make the run's points equal to the checkpoint's curve.
 
@@ -709,6 +741,7 @@ def restore(engine: Engine, claim: Claim, start: Start) -> None:
         connection.execute(text(sql), values | {"run": claim.run, "attempt": claim.attempt})
 
 
+@_fenced
 def record(
     engine: Engine,
     claim: Claim,
@@ -770,6 +803,7 @@ def _files(connection: Connection, run: int) -> set[str]:
     return {_load(value)["path"] for value in row or () if value is not None}
 
 
+@_fenced
 def finish(
     engine: Engine,
     claim: Claim,
@@ -809,6 +843,7 @@ def _insert_artifact(connection: Connection, run: int, kind: str, saved: Saved) 
     connection.execute(text(sql), {**saved, "run": run, "kind": kind})
 
 
+@_fenced
 def fail(
     engine: Engine,
     claim: Claim,
@@ -852,6 +887,7 @@ def fail(
     return state
 
 
+@_fenced
 def release(engine: Engine, claim: Claim, message: str = "", alone: bool = False, trace: str = "") -> str:
     """Give the run back uncounted, with its checkpoints: it is pending again, or cancelled where that was wished.
 
@@ -1182,6 +1218,61 @@ def _log(connection: Connection, verb: str, detail: Mapping[str, Any]) -> None:
               VALUES ({db.NOW}, :verb, :detail, :host, :line)"""
     values = {"verb": verb, "detail": _dump(dict(detail)), "host": host.name(), "line": host.command_line()}
     connection.execute(text(sql), values)
+
+
+# ---------------------------------------------------------------------------------------- what is kept of the done
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """Files that the row of a finished run shall name no longer."""
+
+    run: int
+    attempt: int  # the run's newest, when it was looked at
+    columns: tuple[str, ...]  # of checkpoint and checkpoint_best
+    paths: tuple[str, ...]
+    bytes: int  # that they have on disk
+
+
+# while a run that goes on from another's weights has not ended well, it may need them again
+NEEDED = """EXISTS (SELECT 1 FROM lineage JOIN runs AS child ON child.id = lineage.child
+                    WHERE lineage.parent = runs.id AND lineage.kind IN ('continue', 'probe', 'extend')
+                    AND child.state != 'done')"""
+# of a run that is not done any more, or was done once more, nothing goes
+_LEAVE = f"UPDATE runs SET {{changes}} WHERE id = :run AND state = 'done' AND attempt = :attempt AND NOT {NEEDED}"
+
+
+def let_go(engine: Engine, leaving: Sequence[Leaving], detail: Mapping[str, Any]) -> list[Leaving]:
+    """Rows of finished runs name these files no longer, in one transaction. Returns those of which that is true now:
+    only their files may go. What went is logged, with what `detail` says of why.
+    """
+    gone = []
+    with db.transaction(engine) as connection:
+        for one in leaving:
+            changes = ", ".join(f"{column} = NULL" for column in one.columns)
+            values = {"run": one.run, "attempt": one.attempt}
+            if connection.execute(text(_LEAVE.format(changes=changes)), values).rowcount:
+                gone.append(one)
+        for one in gone:
+            for path in one.paths:
+                sql = "DELETE FROM artifacts WHERE run_id = :run AND path = :path"
+                connection.execute(text(sql), {"run": one.run, "path": path})
+        numbers = {"files": sum(len(one.paths) for one in gone), "bytes": sum(one.bytes for one in gone)}
+        _log(connection, "gc", {**detail, **numbers, "runs": [one.run for one in gone]})
+    return gone
+
+
+def keep(engine: Engine, stage: str, rule: str) -> None:
+    """Give a stage a rule of which checkpoints of its finished runs are kept; see retention.py."""
+    with db.transaction(engine) as connection:
+        connection.execute(text("UPDATE stages SET keep = :rule WHERE name = :stage"), {"stage": stage, "rule": rule})
+        _log(connection, "keep", {"stage": stage, "rule": rule})
+
+
+def swept(engine: Engine, files: int, size: int) -> None:
+    """Keep on record that files went which no row named: how many, and their bytes."""
+    with db.transaction(engine) as connection:
+        _log(connection, "gc", {"files": files, "bytes": size})
 
 
 # ------------------------------------------------------------------------------------------------- whole stages

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 from rnnq import runs
+from rnnq.errors import InputError
 from rnnq.runs import StageInfo
 
 Row = dict[str, Any]
@@ -28,6 +31,25 @@ class Ranked:
     values: tuple[float, ...] = field(repr=False)  # of these runs
     config: Mapping[str, Any] = field(repr=False)  # without its seed fields
     seeds: tuple[Mapping[str, Any], ...] = field(repr=False)  # the seed fields of each of these runs
+
+
+def top_count(top: str, n: int) -> int:
+    """How many of n groups `--top` means: N, or p % as floor(p · n / 100) in exact arithmetic, at least 1.
+
+    Raises InputError for anything else.
+    """
+    wrong = InputError(f"--top {top}: neither a number of configs nor a share of them", "--top 10, or --top 10%")
+    try:
+        share = Fraction(top.removesuffix("%").strip())
+    except (ValueError, ZeroDivisionError):
+        raise wrong from None
+    if top.endswith("%"):
+        if not 0 < share <= 100:
+            raise InputError(f"--top {top}: a share lies above 0% and up to 100%", "--top 10%")
+        return max(1, math.floor(share * n / 100))
+    if share.denominator != 1 or share < 1 or "/" in top:
+        raise wrong
+    return min(int(share), n)
 
 
 def best_first(rows: Sequence[Row], info: StageInfo, metric: Mapping[str, Any]) -> list[Row]:

@@ -30,6 +30,7 @@ class StageInfo:
     metrics: list[dict[str, Any]]  # name, unit, better, primary
     seed_fields: list[str]
     defined_as: str | None = None  # its name in the definition file, where it was renamed
+    keep: str | None = None  # its rule of which checkpoints stay; None: the default
 
     @property
     def primary(self) -> str:
@@ -57,7 +58,8 @@ def stage_info(engine: Engine, name: str) -> StageInfo:
 def stage_infos(engine: Engine) -> dict[str, StageInfo]:
     """Every stage that has runs, oldest first."""
     sql = """SELECT name, family, family_in_source, has_rule, source, source_sha256, fields, metrics, seed_fields,
-                    defined_as FROM stages WHERE EXISTS (SELECT 1 FROM intakes WHERE stage = stages.name AND complete)
+                    defined_as, keep
+             FROM stages WHERE EXISTS (SELECT 1 FROM intakes WHERE stage = stages.name AND complete)
              ORDER BY created_at, name"""
     with db.reading(engine) as connection:
         rows = connection.execute(text(sql)).all()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from sqlalchemy import Engine
 
-from rnnq import checkpoint, config, db, families, runs, sweep, train
+from rnnq import checkpoint, config, db, families, runs, stored, sweep, train
 from rnnq.checkpoint import Owner, Saved
 from rnnq.errors import Damaged, InputError
 from rnnq.families.base import Family, Generator, State
@@ -124,7 +124,7 @@ def _open(engine: Engine, row: Row, which: str | None, needs_carried: bool) -> O
     owner = Owner(study, row["stage"], row["id"], row["fingerprint"])
     for _ in range(LOOKS):
         try:
-            return _chosen(root, row, owner, which, needs_carried)
+            return _chosen(engine, root, row, owner, which, needs_carried)
         except Damaged:
             before, row = row, runs.show(engine, row["id"])
             if _files(before) == _files(row):
@@ -136,7 +136,23 @@ def _files(row: Row) -> list[Any]:
     return [row[name] for name in ("checkpoint", "checkpoint_prev", "checkpoint_best")]
 
 
-def _chosen(root: Path, row: Row, owner: Owner, which: str | None, needs_carried: bool) -> Opened:
+def _refuse_collected(engine: Engine, row: Row, which: str | None) -> None:
+    """Raises InputError where the checkpoint that is asked for went by `rnnq gc`."""
+    with db.reading(engine) as connection:
+        rule = stored.let_go(connection).get(row["id"])
+    if rule is not None:
+        what = "last checkpoint" if which == "last" else "checkpoints"
+        hint = (
+            "`--checkpoint best` takes the best"
+            if row["checkpoint_best"]
+            else "what is gone cannot be sampled; `rnnq retry --set` trains another"
+        )
+        raise InputError(f"`rnnq gc` deleted the {what} of run {row['id']} (its rule: {rule})", hint)
+
+
+def _chosen(engine: Engine, root: Path, row: Row, owner: Owner, which: str | None, needs_carried: bool) -> Opened:
+    if row["state"] == "done" and not (row["checkpoint"] if which == "last" else any(_files(row))):
+        _refuse_collected(engine, row, which)
     if not any(_files(row)):
         why = f"run {row['id']} is {row['state']} and has no checkpoint"
         raise InputError(why, "a worker makes one after 30 s, or by its --checkpoint-every, and one at the end")

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
-from rnnq import config, db, families, logs, plan, query, queue, runs, sweep
+from rnnq import config, db, families, logs, plan, query, queue, runs, stored, sweep
 from rnnq.errors import InputError, nearest
 from rnnq.query import OPEN
 from rnnq.runs import StageInfo
@@ -162,8 +162,10 @@ def extend(engine: Engine, choice: Choice, steps: str, defs: Path, dry_run: bool
     budget = _budget(steps)
     infos = runs.stage_infos(engine)
     found, budgets = Steered(), {}
-    for row in choice.rows(engine):
-        why = _why_not_further(row, budget)
+    rows = choice.rows(engine)
+    collected = _collected(engine, rows)
+    for row in rows:
+        why = _why_not_further(row, budget, collected)
         if why is None:
             budgets[row.id] = budget(row.budget)
             found.put(row, row.budget, budgets[row.id])
@@ -180,9 +182,19 @@ def _budget(steps: str) -> Callable[[int], int]:
     return (lambda before: before + number) if steps.startswith("+") else (lambda before: number)
 
 
-def _why_not_further(row: Any, budget: Callable[[int], int]) -> str | None:
+def _collected(engine: Engine, rows: Iterable[Any]) -> Mapping[int, str]:
+    """The runs whose checkpoints may have gone by `rnnq gc`, and by which rule."""
+    if all(row.has_checkpoint or row.state != "done" for row in rows):
+        return {}
+    with db.reading(engine) as connection:
+        return stored.let_go(connection)
+
+
+def _why_not_further(row: Any, budget: Callable[[int], int], collected: Mapping[int, str]) -> str | None:
     if row.state != "done":
         return str(row.state)
+    if not row.has_checkpoint and row.id in collected:
+        return f"without a last checkpoint: `rnnq gc` deleted it (its rule: {collected[row.id]})"
     if row.budget is None or not row.has_checkpoint:
         return "without a checkpoint to go on from"
     if budget(row.budget) <= row.budget:

@@ -25,6 +25,7 @@ from pathlib import Path, PureWindowsPath
 from types import ModuleType, TracebackType
 from typing import Any
 
+from rnnq import retention
 from rnnq.errors import InputError, nearest
 
 __all__ = [
@@ -291,6 +292,7 @@ class Stage:
     base: Fields  # fields that all configs share; an entry of the sweep wins over them
     refine: Rule | None = None  # one winner in, the next stage's configs out; None keeps the winner as it is
     next: str | Stage | None = None  # what promote makes of this stage; None lets promote choose the name
+    keep: str | None = None  # which checkpoints of its finished runs `rnnq gc` keeps; None: the default
 
     def configs(self) -> Iterator[Fields]:
         """The fields of each run, in the order of the sweep."""
@@ -306,6 +308,7 @@ def stage(
     base: Mapping[str, Any] | None = None,
     refine: Rule | None = None,
     next: str | Stage | None = None,
+    keep: str | None = None,
 ) -> Stage:
     """Declare a stage. `family` and `sweep` may be missing only where the stage is the `next=` of another.
 
@@ -314,8 +317,9 @@ def stage(
     base    fields that all configs share
     refine  config -> dicts of fields (or one dict): what `promote` makes of a winner
     next    what the promoted stage is called, or a stage that also says how it is refined in turn
+    keep    which checkpoints of its finished runs `rnnq gc` keeps: "last and best", "best of top 10%"; see retention.py
     """
-    problems = [*_wrong_name(name), *_wrong_links(name, refine, next)]
+    problems = [*_wrong_name(name), *_wrong_links(name, refine, next), *_wrong_rule(name, keep)]
     if isinstance(family, Sweep):
         problems.append(f"stage {name}: the family is missing before the sweep")
     if base is not None and not _is_row(base):
@@ -328,7 +332,9 @@ def stage(
             problems += [f"stage {name}: {problem}" for problem in error.problems]
     if problems:
         raise InputError(problems, f"for example: {EXAMPLE}")
-    return Stage(name, family, made, dict(base or {}), refine, next)
+    return Stage(
+        name, family, made, dict(base or {}), refine, next, None if keep is None else str(retention.parse(keep))
+    )
 
 
 def _wrong_name(name: object) -> list[str]:
@@ -349,6 +355,18 @@ def _wrong_links(name: object, refine: object, follows: object) -> list[str]:
     if name == (follows.name if isinstance(follows, Stage) else follows):
         problems.append(f"stage {name}: next= names the stage itself")
     return problems
+
+
+def _wrong_rule(name: object, keep: object) -> list[str]:
+    if keep is None:
+        return []
+    if not isinstance(keep, str):
+        return [f"stage {name}: keep= takes words, not {keep!r}: {retention.HINT}"]
+    try:
+        retention.parse(keep)
+    except InputError as error:
+        return [f"stage {name}: keep=: {error.message} ({error.hint})"]
+    return []
 
 
 def refined(rule: Stage | Rule | None, config: Mapping[str, Any]) -> list[Fields]:

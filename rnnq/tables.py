@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, Integer, MetaData, Table, Text, UniqueConstraint
 
-SCHEMA = "0003"  # the Alembic revision that these tables are
+SCHEMA = "0004"  # the Alembic revision that these tables are
 
 STATES = ("waiting", "pending", "running", "done", "failed", "cancelled", "skipped")
 OPEN = ("waiting", "pending", "running")
@@ -54,6 +54,7 @@ stages = Table(
     Column("paused", sa.Boolean, nullable=False, server_default=sa.false()),
     Column("created_at", sa.Double, nullable=False),
     Column("defined_as", Text),  # its name in the definition file, where `rnnq rename` gave it another
+    Column("keep", Text),  # which checkpoints of its finished runs `rnnq gc` keeps; null: the default of retention.py
 )
 
 intakes = Table(

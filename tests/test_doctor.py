@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pty
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -19,12 +20,17 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from rnnq import db, doctor, queue
-from rnnq.errors import DatabaseError, InputError
+from rnnq import db, doctor, queue, runs
+from rnnq.errors import DatabaseError, InputError, LeaseLost
 from tests.conftest import Cli, claim_one, new_stage
 from tests.processes import Study, pseudo_text
 
 CONTENT = b"as if it were a checkpoint"
+DEFINITION = """
+import rnnq
+stage = rnnq.stage("s", "dynamics", rnnq.grid(seed=[0]), base=dict(
+    corpus="text", state_size=4, window=32, batch_size=4, log_every=10, eval_every=50, steps=60))
+"""
 
 
 def path_of(engine: Engine) -> Path:
@@ -112,12 +118,62 @@ def test_a_run_that_was_lost_and_done_nevertheless_is_counted_with_the_steps_don
         "of_steps": 15,
         "by_end": {"lost": {"attempts": 1, "steps": 5, "seconds": pytest.approx(50.0)}},
     }
-    assert "left no row" in str(found["leases"].hint)
+    assert "is refused" in str(found["leases"].hint)
+    assert found["refused"].numbers["writes"] == 0
     assert not levels(found, "problem") - {"checkpoints"}
     assert found["ends"].numbers["ended"] == [
         {"ended": "done", "cause": None, "n": 1},
         {"ended": "lost", "cause": "lost", "n": 1},
     ]
+
+
+def test_late_writes_that_were_refused_are_told_for_each_run(engine: Engine) -> None:
+    queue.init(engine, [new_stage(3), new_stage(1, name="other")])
+    late = [begin(engine, now=1000.0) for _ in range(3)]
+    queue.reap(engine, now=2000.0)
+    with pytest.raises(LeaseLost):
+        queue.record(engine, late[0], 5, [("loss", 5, 1.0)])
+    for claim in late[:2]:
+        with pytest.raises(LeaseLost):
+            queue.finish(engine, claim, 10, {"loss": 1.0}, "loss")
+    with pytest.raises(LeaseLost):
+        queue.release(engine, late[1])
+
+    found = examined(engine)["refused"]
+    assert found.level == "note"
+    assert "4 late writes to 2 runs rejected: 2 finish, 1 record, 1 release" in found.says
+    assert found.numbers["by_run"] == {1: 2, 2: 2}
+    assert examined(engine, "other")["refused"].numbers["writes"] == 0
+    assert examined(engine, "s")["refused"].numbers["writes"] == 4
+    assert {run["state"] for run in runs.find(engine, "s")} == {"pending"}
+
+
+def test_that_a_refusal_cannot_be_put_on_record_changes_nothing(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "REFUSED", 0.05)
+    queue.init(engine, [new_stage(1)])
+    late = begin(engine, now=1000.0)
+    queue.reap(engine, now=2000.0)
+    write(engine, "DROP TABLE changes")
+    with pytest.raises(LeaseLost):
+        queue.record(engine, late, 5)
+
+
+def test_a_worker_that_woke_up_late_is_on_record(tmp_path: Path) -> None:
+    with Study(tmp_path, lease=1.0) as study:
+        (tmp_path / "text").write_bytes(pseudo_text(20_000))
+        study.rnnq("init", study.define(DEFINITION))
+        sleeper = study.worker({"at": "written", "do": "stop", "step": 40}, every=20, runs=1)
+        sleeper.expect("stopped")
+        study.worker(every=20).end()
+        sleeper.send(signal.SIGCONT)
+        told = sleeper.expect("lost")
+        sleeper.end()
+        [row] = study.rows("SELECT detail, command_line FROM changes WHERE verb = 'refused'")
+        assert json.loads(row["detail"])["run"] == told["run"]
+        assert json.loads(row["detail"])["what"] == "record"
+        assert "1 late write to 1 run rejected" in " ".join(study.rnnq("doctor").split())
 
 
 def test_an_attempt_that_never_began_to_train_hides_no_repeated_steps(engine: Engine) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from rnnq import db, plan, promote, queue, runs, sweep
+from rnnq import db, plan, promote, queue, ranking, runs, sweep
 from rnnq.errors import InputError
 from rnnq.promote import Request
 from tests.conftest import PROVENANCE, ROOT, Cli
@@ -75,13 +75,13 @@ COUNTS = [("3", 10, 3), ("30", 10, 10), (" 7 %", 100, 7), ("57%", 100, 57), ("12
 
 @pytest.mark.parametrize(("top", "n", "expected"), [*SHARES, *COUNTS])
 def test_a_share_is_floored_in_exact_arithmetic(top: str, n: int, expected: int) -> None:
-    assert promote.top_count(top, n) == expected
+    assert ranking.top_count(top, n) == expected
 
 
 @pytest.mark.parametrize("top", ["0", "-1", "200%", "0%", "abc", "", "%", "1.5", "1/2", "nan", "10%%", "1e400%"])
 def test_a_bad_top_is_refused(top: str) -> None:
     with pytest.raises(InputError, match="--top"):
-        promote.top_count(top, 10)
+        ranking.top_count(top, 10)
 
 
 def test_winners_are_grown_by_the_rule_and_equal_children_are_one_with_all_parents(

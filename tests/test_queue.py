@@ -706,7 +706,10 @@ def test_a_stale_worker_can_write_nothing(study: Engine, loss: Callable[[Engine,
         with pytest.raises(LeaseLost, match="run 1 attempt 1 is no longer ours"):
             verb(study, claim)
 
-    assert everything(study) == before
+    told = [line for line in everything(study) if line not in before]
+    assert all(line.startswith('INSERT INTO "changes"') and "refused" in line for line in told)
+    assert len(told) == len(VERBS)  # that it was refused, and nothing else
+    assert set(before) <= set(everything(study))
     assert queue.beat(study, "w", [(1, 1)], now=NOW + 9) == {}
     assert row(study)["lease_until"] != NOW + 69
 

@@ -23,6 +23,7 @@ from rnnq.cli import (
     doctor,
     examine,
     exchange,
+    gc,
     logs,
     look,
     output,
@@ -64,6 +65,7 @@ app.command("note", epilog='Example: rnnq note 12 "spikes at step 3,000"')(steer
 app.command("tag", epilog='Example: rnnq tag good --filter "loss<1.9"')(steer.tag)
 app.command("rename", epilog="Example: rnnq rename stage1 first-look")(steer.rename)
 app.command("delete", epilog="Example: rnnq delete stage1 --dry-run")(steer.delete)
+app.command("gc", epilog="Example: rnnq gc --dry-run")(gc.gc)
 app.command("export", epilog="Example: rnnq export groups --stage stage1 --out groups.csv")(exchange.export)
 app.command("import", epilog="Example: rnnq import results.csv --stage theirs --family dynamics --loss loss")(
     exchange.import_
@@ -77,7 +79,7 @@ PANELS = {  # under which head `rnnq --help` shows a command
     "Look": ("status", "ls", "show", "logs", "stages", "diff", "sample"),
     "Refine": ("examine", "promote"),
     "Steer": ("retry", "cancel", "pause", "resume", "priority", "extend", "note", "tag", "rename", "delete"),
-    "Data": ("export", "import", "doctor"),
+    "Data": ("export", "import", "gc", "doctor"),
 }
 for _panel, _names in PANELS.items():
     for _command in app.registered_commands:

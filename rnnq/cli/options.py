@@ -52,6 +52,10 @@ By = Annotated[
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda:N, or auto.", autocompletion=complete.devices)]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+Keep = Annotated[
+    str | None,
+    typer.Option("--keep", help='Its rule of which checkpoints of finished runs stay: "best of top 10%".'),
+]
 Rows = Annotated[Format, typer.Option("--format", help="How rows are printed.", case_sensitive=False)]
 
 DB = "experiments.db"

@@ -156,6 +156,15 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
+def size(n: float) -> str:
+    """Bytes for people: "12.3 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} B" if unit == "B" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
 def count(n: int, noun: str) -> str:
     """ "1 run", "2 runs"."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"

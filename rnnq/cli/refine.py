@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rnnq.cli import output
-from rnnq.cli.options import DB, DEFS, By, Db, Defs, DryRun, Filter, Format, Rows, Stage
+from rnnq.cli.options import DB, DEFS, By, Db, Defs, DryRun, Filter, Format, Keep, Rows, Stage
 
 if TYPE_CHECKING:
     from rnnq.promote import Promotion
@@ -29,6 +29,7 @@ def promote(
     ] = False,
     allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Rank groups that lack seeds, too.")] = False,
     db: Db = DB,
+    keep: Keep = None,
     defs: Defs = DEFS,
     dry_run: DryRun = False,
     format: Rows = Format.table,
@@ -42,7 +43,7 @@ def promote(
     chosen = stage or runs.newest_finished_stage(engine)
     request = selection.Request(
         stage=chosen, top=top, filter=filter, by=by, to=to, rules=rules, changes=set or (), seeds=seeds,
-        partial=partial, allow_missing=allow_missing, defs=defs,
+        partial=partial, allow_missing=allow_missing, keep=keep, defs=defs,
     )  # fmt: skip
     made = selection.prepare(engine, request)
     if stage is None:
