@@ -680,19 +680,19 @@ class Stop:
 
 @contextlib.contextmanager
 def _signals(stop: Stop) -> Iterator[None]:
-    """The first SIGTERM or SIGINT: checkpoint, release, leave. The second: at once."""
+    """The first signal, or SLURM's warning: checkpoint, release, leave. A second SIGTERM or SIGINT: at once."""
+    asked = processes.Asked()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
+        if asked.is_at_once(number):
             os._exit(128 + number)
         stop.set()
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, on_signal) for number in processes.HEARD}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        processes.restore(before, stop.is_set())
