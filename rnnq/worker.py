@@ -33,7 +33,17 @@ from sqlalchemy import Engine
 import rnnq
 from rnnq import checkpoint, config, db, families, host, logs, processes, queue, sweep, train
 from rnnq.checkpoint import Owner, Saved
-from rnnq.errors import CheckpointError, DatabaseError, DataError, InputError, LeaseLost, RnnqError, WorkerBroken
+from rnnq.errors import (
+    CheckpointError,
+    DatabaseError,
+    DataError,
+    InputError,
+    LeaseLost,
+    RnnqError,
+    WorkerBroken,
+    is_out_of_memory,
+    text_of,
+)
 from rnnq.families.base import Family, Generator
 from rnnq.queue import Claim, Point
 from rnnq.train import Every
@@ -144,7 +154,7 @@ class Worker:
             try:
                 failed = self._train_all()
                 why = "a signal" if self.stop.is_set() else "asked to" if self.pulse.asked else "nothing left to do"
-            except WorkerBroken as error:
+            except RnnqError as error:
                 why = f"stopped itself: {error.message}"
                 raise
             finally:
@@ -268,8 +278,9 @@ class Worker:
         except DatabaseError:
             raise  # nothing can be written: the lease ends by itself
         except CheckpointError as error:
-            with contextlib.suppress(LeaseLost):
-                queue.release(self.engine, claim, error.message)
+            self.stop.set()  # the database, which may lie on the same disk, is waited for, but not for long
+            with contextlib.suppress(LeaseLost, DatabaseError):
+                self._release(claim, error)
             raise  # a full disk: the run is not to blame
         except _NotHere as error:  # nor is it here; another stage may well be trained on this machine
             self.unfit[claim.stage] = error
@@ -287,6 +298,10 @@ class Worker:
             return {"waiting": "delayed"}.get(details["state"], details["state"]), details
         except LeaseLost as error:
             return "lost", {"message": error.message}
+
+    def _release(self, claim: Claim, error: RnnqError) -> str:
+        """Give back a run that is not to blame for what happened."""
+        return self.insist(lambda: queue.release(self.engine, claim, error.message))
 
     def _fail(self, claim: Claim, desk: RunDesk, cause: str, message: str, trace: str) -> dict[str, Any]:
         # after an error of the device it is not sure who is to blame: another worker may have more luck
@@ -403,21 +418,11 @@ def _stacks() -> str:
 def _cause(error: BaseException) -> str:
     if isinstance(error, RnnqError):
         return error.cause
-    # on a CPU torch reports that memory is out as a RuntimeError
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in _text(error):
-        return "oom"
-    return "bug"
+    return "oom" if is_out_of_memory(error) else "bug"
 
 
 def _message(error: BaseException) -> str:
-    return error.message if isinstance(error, RnnqError) else f"{type(error).__name__}: {_text(error)}"
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return "(its text cannot be had)"
+    return error.message if isinstance(error, RnnqError) else f"{type(error).__name__}: {text_of(error)}"
 
 
 def _check_identity(claim: Claim, run_config: config.Config) -> None:
@@ -517,6 +522,11 @@ class RunDesk:
         self.due = now + _jitter.uniform(0.5, 1.5) * min(30.0, max(FLUSH, now - self.away))
         self.worker.watch("away", {"message": error.message, "waiting": len(self.waiting)})
 
+    def _wait_for_the_database(self, step: int) -> None:
+        """Before a last file is made: that the database cannot be written may be for want of room on the disk."""
+        if self.away is not None:
+            self._write(step, insist=True)
+
     def leave_behind(self, points: Sequence[Point]) -> None:
         """What was measured and not yet handed over when training ended by an error; `fail` writes it."""
         self.waiting += points
@@ -524,6 +534,7 @@ class RunDesk:
     def give_back(self, outcome: train.Outcome) -> str:
         """Checkpoint and release; returns what that came to: released, or cancelled."""
         if outcome.state is not None:
+            self._wait_for_the_database(outcome.step)
             self._keep(outcome.step, outcome.points, outcome.state, insist=True)
         wish = self.worker.pulse.wishes.get(self.claim.run)
         why = {"pause": "its stage was paused", "cancel": "it was cancelled"}.get(wish or "", "asked to stop")
@@ -535,6 +546,7 @@ class RunDesk:
         engine, claim = self.worker.engine, self.claim
         last = best = None
         if outcome.state is not None:
+            self._wait_for_the_database(outcome.step)
             last = self._file(outcome.step, outcome.state)
             best = self._best(outcome, last)
         files = {name: asdict(saved) for name, saved in (("checkpoint", last), ("best", best)) if saved}
