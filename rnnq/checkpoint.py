@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from rnnq import files
-from rnnq.errors import CheckpointError, Damaged
+from rnnq.errors import CheckpointError, Damaged, is_out_of_memory
 
 FORMAT = 1  # raised when what a file holds is arranged in another way
 
@@ -57,7 +58,8 @@ def _place(root: Path, path: str) -> Path:
 def write_aside(root: Path, path: str, owner: Owner, state: Mapping[str, Any]) -> Path:
     """Write a checkpoint beside its final place, down to the disk. Returns the temporary file.
 
-    Raises CheckpointError when the disk refuses; what was there before is untouched.
+    Raises CheckpointError when the disk refuses; what was there before is untouched. That memory is short is raised
+    as it is.
     """
     target = _place(root, path)
     aside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -69,10 +71,33 @@ def write_aside(root: Path, path: str, owner: Owner, state: Mapping[str, Any]) -
             os.fsync(file.fileno())
     except BaseException as error:
         _unlink(aside)
-        if isinstance(error, (OSError, RuntimeError)):  # torch reports a full disk as a RuntimeError
-            raise CheckpointError(f"the checkpoint {target} could not be written: {error}") from error
-        raise
+        if is_out_of_memory(error) or not isinstance(error, (OSError, RuntimeError)):
+            raise
+        raise _refused(target, state, error) from error
     return aside
+
+
+def _refused(target: Path, state: Mapping[str, Any], error: BaseException) -> CheckpointError:
+    """What the disk said: torch closes its file once more after a write has failed, and raises what comes of that."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, OSError):
+        found = found.__context__
+    why = (isinstance(found, OSError) and found.strerror) or str(error)
+    room = ""
+    with contextlib.suppress(OSError):
+        room = f" ({shutil.disk_usage(target.parent).free:,} bytes are free there)"
+    return CheckpointError(
+        f"the checkpoint {target} of about {_bytes_of(state):,} bytes could not be written: {why}{room}",
+        "make room there; the checkpoint before it is whole, and the next worker goes on from it",
+    )
+
+
+def _bytes_of(tree: Any) -> int:
+    """What the tensors of a tree take; the rest is small beside them."""
+    if isinstance(tree, torch.Tensor):
+        return tree.nbytes
+    parts = tree.values() if isinstance(tree, Mapping) else tree if isinstance(tree, (list, tuple)) else ()
+    return sum(map(_bytes_of, parts))
 
 
 def _make_folder(path: Path) -> None:
@@ -128,9 +153,9 @@ def load(root: Path, saved: Saved, owner: Owner) -> dict[str, Any]:
         raise Damaged(f"{path} is damaged: sha256 {digest[:12]}, the row says {saved.sha256[:12]}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
     except Exception as error:  # whatever a file can hold that torch cannot read
+        if is_out_of_memory(error):
+            raise  # the file is whole: it must not be given up for an older one
         raise Damaged(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise Damaged(f"{path} is not a checkpoint of this rnnq (format {FORMAT})")

@@ -71,9 +71,12 @@ class Desks:
         """Points that wait in memory."""
         return sum(len(desk.waiting) for desk in self.all)
 
-    def flush(self) -> None:
-        """Write what waits, when the last write is long enough ago. Where that cannot be done, training goes on."""
-        if time.monotonic() < self.due:
+    def flush(self, insist: bool = False) -> None:
+        """Write what waits, when the last write is long enough ago. Where that cannot be done, training goes on.
+
+        To `insist`, as with more points than memory should hold, is to wait until it can be done.
+        """
+        if time.monotonic() < self.due and not insist:
             return
         desks = [desk for desk in self.open if desk.waiting or desk.step != desk.written]
 
@@ -81,7 +84,7 @@ class Desks:
             progress = [(desk.claim, desk.step, desk.waiting) for desk in desks]
             return queue.record_together(self.holder.engine, progress, patience)
 
-        if self.waiting() >= HELD:
+        if insist or self.waiting() >= HELD:
             lost = self.holder.insist(write)
         else:
             try:
@@ -174,6 +177,11 @@ class RunDesk:
         self._remove(old)
         return True
 
+    def _wait_for_the_database(self) -> None:
+        """Before a last file is made: that the database cannot be written may be for want of room on the disk."""
+        if self.desks.away is not None:
+            self.desks.flush(insist=True)
+
     def leave_behind(self, points: Sequence[Point]) -> None:
         """What was measured and not yet handed over when training ended by an error; `fail` writes it."""
         self.waiting += points
@@ -181,6 +189,7 @@ class RunDesk:
     def give_back(self, outcome: train.Outcome) -> str:
         """Checkpoint and release; returns what that came to: released, or cancelled. Raises LeaseLost."""
         if outcome.state is not None:
+            self._wait_for_the_database()
             self._keep(outcome.step, outcome.points, outcome.state, insist=True)
         wish = self.holder.wish_of(self.claim)
         why = {"pause": "its stage was paused", "cancel": "it was cancelled"}.get(wish or "", "asked to stop")
@@ -191,6 +200,7 @@ class RunDesk:
         """The final checkpoint, then everything else in one transaction. Raises LeaseLost."""
         engine, claim = self.holder.engine, self.claim
         last = best = None
+        self._wait_for_the_database()
         if outcome.state is not None:
             last = self._file(outcome.step, outcome.state)
             best = self._best(outcome, last)

@@ -17,6 +17,7 @@ that prints one. `cause` is the id under which a run fails when the error ends i
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 
 
@@ -76,6 +77,26 @@ class Diverged(RnnqError):
     """The loss is not finite, or above the bound that the family states."""
 
     cause = "diverged"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short, on the host or on a device. Of the host's, torch and the system say so in words."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(words in text_of(error) for words in _NO_MEMORY)
+
+
+_NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "can't start new thread")
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says. One of a run's code may not even be able to."""
+    try:
+        return str(error)
+    except Exception:
+        return "(its text cannot be had)"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

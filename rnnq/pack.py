@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rnnq.config import Config, as_json
+from rnnq.errors import is_out_of_memory
 from rnnq.families.base import Family
 from rnnq.train import Member, Shrink, Training
 
@@ -170,13 +171,6 @@ def _tried(certify: Callable[[], bool], size: Size) -> Size:
             return replace(size, fits=False)
         # code that fails in a pack may do well alone, and else will say there what is wrong
         return replace(size, equal=False)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is out; on a CPU torch reports that as a RuntimeError."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 # ----------------------------------------------------------------------------------------------------------- trials

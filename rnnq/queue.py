@@ -782,10 +782,12 @@ def record_together(
             try:
                 _write(connection, claim, "steps_done = :step", {"step": step})
             except LeaseLost:
-                lost.append(claim.run)
+                lost.append(claim)
             else:
                 _insert_points(connection, claim.run, points)
-    return lost
+    for claim in lost:
+        _refused("record", engine, claim)
+    return [claim.run for claim in lost]
 
 
 def _let_go(connection: Connection, run: int, before: set[str]) -> list[str]:

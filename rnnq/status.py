@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 RATE_WINDOW = 3600.0  # seconds back from the last end in which finished runs count for the rate
 LEARN = 2000  # finished runs that an estimate is learnt from: the newest
 LOOK = 2000  # pending runs that it looks at; where there are more, these stand for the others
+STOPPED = 86400.0  # seconds for which a worker that stopped itself is told of
+SHOWN = 3  # of them
 FAILED = 1000  # failed runs of a stage that are told apart by cause and message: the newest
 
 # joined with intakes, SQLite would begin with the runs and visit every row of the stage
@@ -214,6 +216,7 @@ def _shown(speed: float) -> str:
 # ------------------------------------------------------------------------------------------------------ workers
 
 
+_STOPPED = "stopped itself: "  # how the message of such a worker begins
 _WORKER = """workers.id AS worker, workers.host, workers.pid, workers.pid_start, workers.device, workers.state,
              workers.scope, workers.wish, workers.started_at AS since, :now - workers.beat_at AS beat_s_ago,
              workers.message, runs.id AS run, runs.stage, runs.label, runs.attempt, runs.steps_done AS step,
@@ -247,11 +250,29 @@ def all_workers(engine: Engine) -> list[dict[str, Any]]:
     return found
 
 
-def _workers(engine: Engine, sql: str, stage: str | None) -> list[dict[str, Any]]:
+def stopped(engine: Engine, stage: str | None = None) -> list[dict[str, Any]]:
+    """As `workers`: those that stopped themselves within STOPPED seconds, the newest first; `n` that did so for one
+    reason at one place are one, and no more than SHOWN are told. None where another worker has started there since:
+    somebody has seen to it. `left_s_ago` is when, `why` the first line of the reason."""
+    sql = f"""SELECT {_WORKER}, :now - workers.left_at AS left_s_ago FROM {_HOLDING}
+              WHERE workers.state = 'left' AND workers.left_at > :now - :last AND workers.message LIKE :stopped
+              AND NOT EXISTS (SELECT 1 FROM workers AS newer WHERE newer.host = workers.host
+                              AND newer.device = workers.device AND newer.started_at > workers.left_at)
+              ORDER BY workers.left_at DESC LIMIT 100"""
+    groups: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in _workers(engine, sql, None, last=STOPPED, stopped=f"{_STOPPED}%"):
+        if stage is None or row["scope"] in (None, stage):
+            why = row["message"].removeprefix(_STOPPED).partition("\n")[0]
+            group = groups.setdefault((row["host"], row["device"], blank(why)), {**row, "why": why, "n": 0})
+            group["n"] += 1
+    return list(groups.values())[:SHOWN]
+
+
+def _workers(engine: Engine, sql: str, stage: str | None, **values: Any) -> list[dict[str, Any]]:
     with db.reading(engine) as connection:
         now = db.clock(connection)
         lease = float(connection.execute(text("SELECT lease_s FROM study")).scalar_one())
-        rows = [dict(row._mapping) for row in connection.execute(text(sql), {"now": now, "stage": stage})]
+        rows = [dict(row._mapping) for row in connection.execute(text(sql), {"now": now, "stage": stage, **values})]
         newest = _newest_values(connection, {row["run"]: row["stage"] for row in rows if row["run"] is not None})
     for row in rows:
         row["state"] = _worker_state(row, row.pop("pid_start"), lease)

@@ -36,7 +36,17 @@ import rnnq
 from rnnq import checkpoint, config, db, families, host, logs, pack, processes, queue, sweep, train
 from rnnq.checkpoint import Saved
 from rnnq.desk import AWAY, Desks, RunDesk
-from rnnq.errors import CheckpointError, DatabaseError, DataError, InputError, LeaseLost, RnnqError, WorkerBroken
+from rnnq.errors import (
+    CheckpointError,
+    DatabaseError,
+    DataError,
+    InputError,
+    LeaseLost,
+    RnnqError,
+    WorkerBroken,
+    is_out_of_memory,
+    text_of,
+)
 from rnnq.families.base import Family, Generator
 from rnnq.queue import Claim, Point
 from rnnq.train import Every, Member
@@ -146,7 +156,7 @@ class Worker:
             try:
                 failed = self._train_all()
                 why = "a signal" if self.stop.is_set() else "asked to" if self.pulse.asked else "nothing left to do"
-            except WorkerBroken as error:
+            except RnnqError as error:
                 why = f"stopped itself: {error.message}"
                 raise
             finally:
@@ -269,9 +279,10 @@ class Worker:
             with logs.kept(self.root, self.study, [(claim.run, claim.attempt) for claim in claims], self.keep_logs):
                 self._train(desks)
         except CheckpointError as error:  # a full disk: none of the runs is to blame
+            self.stop.set()  # the database, which may lie on the same disk, is waited for, but not for long
             for desk in desks.open:
-                with contextlib.suppress(LeaseLost):
-                    queue.release(self.engine, desk.claim, error.message)
+                with contextlib.suppress(LeaseLost, DatabaseError):
+                    self._release(desk.claim, error)
             raise
         finally:
             self.desks = None
@@ -341,12 +352,8 @@ class Worker:
         except LeaseLost as error:
             self._ended(desk, "lost", {"message": error.message})
             return None
-        except DatabaseError:
-            raise  # nothing can be written: the lease ends by itself
-        except CheckpointError as error:
-            with contextlib.suppress(LeaseLost):
-                queue.release(self.engine, claim, error.message)
-            raise  # a full disk: the run is not to blame
+        except (DatabaseError, CheckpointError):
+            raise  # nothing can be written, here or there: none of the runs is to blame
         except _NotHere as error:  # nor is it here; another stage may well be trained on this machine
             self.unfit[claim.stage] = error
             with contextlib.suppress(LeaseLost):
@@ -426,6 +433,10 @@ class Worker:
             "is the device, the disk or the code here broken? `rnnq show RUN` has the traces; a run that fails on a "
             "second worker stays failed, and `--keep-going` blames the runs at once",
         )
+
+    def _release(self, claim: Claim, error: RnnqError) -> str:
+        """Give back a run that is not to blame for what happened."""
+        return self.insist(lambda: queue.release(self.engine, claim, error.message))
 
     def _fail(self, desk: RunDesk, words: _Words) -> dict[str, Any]:
         claim = desk.claim
@@ -586,20 +597,11 @@ def _stacks() -> str:
 def _cause(error: BaseException) -> str:
     if isinstance(error, RnnqError):
         return error.cause
-    if pack.is_out_of_memory(error):
-        return "oom"
-    return "bug"
+    return "oom" if is_out_of_memory(error) else "bug"
 
 
 def _message(error: BaseException) -> str:
-    return error.message if isinstance(error, RnnqError) else f"{type(error).__name__}: {_text(error)}"
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return "(its text cannot be had)"
+    return error.message if isinstance(error, RnnqError) else f"{type(error).__name__}: {text_of(error)}"
 
 
 def _check_identity(claim: Claim, run_config: config.Config) -> None:
@@ -744,19 +746,19 @@ class Stop:
 
 @contextlib.contextmanager
 def _signals(stop: Stop) -> Iterator[None]:
-    """The first SIGTERM or SIGINT: checkpoint, release, leave. The second: at once."""
+    """The first signal, or SLURM's warning: checkpoint, release, leave. A second SIGTERM or SIGINT: at once."""
+    asked = processes.Asked()
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
+        if asked.is_at_once(number):
             os._exit(128 + number)
         stop.set()
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, on_signal) for number in processes.HEARD}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        processes.restore(before, stop.is_set())

@@ -404,6 +404,56 @@ def test_lost_workers_are_shown_for_an_hour_and_those_that_left_not_at_all(engin
     assert [(w["worker"], w["state"], w["message"]) for w in status.workers(engine)] == [("lost", "lost", "gone")]
 
 
+def stop_itself(
+    engine: Engine, worker: str, why: str, ago: float, device: str = "cpu", stage: str | None = None
+) -> None:
+    """A worker that began a minute before it stopped itself."""
+    queue.register(engine, worker, device, {"stage": stage})
+    queue.leave(engine, worker, f"stopped itself: {why}")
+    times = {"left": clock(engine) - ago, "began": clock(engine) - ago - 60, "id": worker}
+    change(engine, "UPDATE workers SET left_at = :left, started_at = :began WHERE id = :id", **times)
+
+
+def stopped(engine: Engine, stage: str | None = None) -> list[tuple[str, str, int]]:
+    return [(row["worker"], row["why"], row["n"]) for row in status.stopped(engine, stage)]
+
+
+def test_a_worker_that_stopped_itself_is_told_of_for_a_day(engine: Engine) -> None:
+    stop_itself(engine, "a", "5 runs failed\nat once", ago=300)
+    stop_itself(engine, "b", "long ago", ago=86500, device="cuda:0")
+    queue.register(engine, "c", "cuda:1", {})
+    queue.leave(engine, "c", "a signal")
+    assert stopped(engine) == [("a", "5 runs failed", 1)]
+    [row] = status.stopped(engine)
+    assert (row["state"], row["device"]) == ("left", "cpu")
+    assert row["left_s_ago"] == pytest.approx(300, abs=30)
+    json.dumps(row)
+
+
+def test_of_workers_that_stopped_for_one_reason_one_is_named_and_no_more_than_three_are(engine: Engine) -> None:
+    stop_itself(engine, "a", "run 1 failed", ago=30)
+    stop_itself(engine, "b", "run 2 failed", ago=20)
+    assert stopped(engine) == [("b", "run 2 failed", 2)], "they differ in a number alone"
+    for ago in range(5):
+        stop_itself(engine, f"c{ago}", "its disk is full", ago, device=f"cuda:{ago}")
+    assert [worker for worker, _, _ in stopped(engine)] == ["c0", "c1", "c2"]
+
+
+def test_of_a_place_where_another_worker_has_started_since_nothing_is_told(engine: Engine) -> None:
+    stop_itself(engine, "a", "run 1 failed", ago=300)
+    queue.register(engine, "other device", "cuda:0", {})
+    assert [worker for worker, _, _ in stopped(engine)] == ["a"]
+    queue.register(engine, "next", "cpu", {})
+    assert stopped(engine) == []
+
+
+def test_with_a_stage_come_the_workers_that_stopped_at_it_and_those_bound_to_none(engine: Engine) -> None:
+    stop_itself(engine, "a", "one", ago=30, stage="s")
+    stop_itself(engine, "b", "two", ago=20, stage="t")
+    stop_itself(engine, "c", "three", ago=10)
+    assert [worker for worker, _, _ in stopped(engine, "s")] == ["c", "a"]
+
+
 def test_with_a_stage_come_its_workers_and_the_idle_ones(engine: Engine) -> None:
     queue.init(engine, [new_stage(1, "a"), new_stage(1, "b")])
     for worker in ("on a", "on b"):

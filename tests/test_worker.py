@@ -199,10 +199,14 @@ def test_a_worker_on_which_several_runs_fail_at_once_leaves_and_hands_them_back(
     assert attempt["ended"] == "released"
     assert attempt["traceback"].startswith("Traceback")
     assert "stopped itself: 5 different runs" in study.rows("SELECT message FROM workers")[0]["message"]
+    shown = study.rnnq("status")
+    assert "stopped itself 0 s ago: 5 different runs failed" in re.sub(r"\d s ago", "0 s ago", shown)
+    assert "stopped itself: 5 different runs" in study.rnnq("workers")
 
     (study.folder / "mended").touch()
     study.rnnq("worker")
     assert set(study.states().values()) == {"done"}
+    assert "stopped itself" not in study.rnnq("status")
 
 
 def test_runs_that_fail_on_a_second_worker_stay_failed(study):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -39,11 +40,33 @@ stage = rnnq.stage("waits", wait, rnnq.grid(seed=[0, 1]))
 """
 
 
-def start(folder: Path, *words: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+DEAF = """
+import os
+import time
+import rnnq
+
+class Config(rnnq.Config):
+    pass
+
+@rnnq.family(Config)
+def deaf(config):
+    yield {"loss": 2.0}
+    open(f"deaf{config.seed}", "w").close()
+    while not os.path.exists("go"):
+        time.sleep(0.05)
+    yield {"loss": 1.0}
+
+stage = rnnq.stage("deaf", deaf, rnnq.grid(seed=[0, 1]))
+"""
+
+
+def start(
+    folder: Path, *words: str, environment: Mapping[str, str] | None = None, script: str = "local.sh"
+) -> subprocess.Popen[str]:
     """workers/local.sh as a shell starts it: in a process group of its own, which Ctrl-C reaches whole."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.Popen(
-        ["bash", str(ROOT / "workers" / "local.sh"), *words],
+        ["bash", str(ROOT / "workers" / script), *words],
         cwd=folder,
         env={**os.environ, "PATH": path, **(environment or {})},
         stderr=subprocess.PIPE,
@@ -125,6 +148,62 @@ def test_processes_are_started_and_stopped_together(long: sqlite3.Connection, tm
     assert said.count("given back at step") == 2
     assert long.execute(PENDING).fetchone() == (2,)
     leader.stderr.close()
+
+
+def test_a_step_whose_every_process_gets_the_signals_gives_back_every_run(
+    long: sqlite3.Connection, tmp_path: Path
+) -> None:
+    """As SLURM does when the time is up: a warning, then SIGTERM. The leader passes on what they had."""
+    leader = lead(tmp_path, "--processes", "2", "--checkpoint-every", "50")
+    assert leader.stderr is not None
+    wait_for(long, SAVED, 2, leader)
+    everyone = [leader.pid, *processes_of(leader.pid)]
+
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        for pid in everyone:
+            with contextlib.suppress(ProcessLookupError):  # it has left at the first one
+                os.kill(pid, number)
+    said = leader.stderr.read()
+
+    assert leader.wait() == 0, said
+    assert said.count("given back at step") == 2
+    assert long.execute("SELECT DISTINCT ended FROM attempts").fetchall() == [("released",)]
+    leader.stderr.close()
+
+
+def test_at_a_second_signal_the_processes_leave_at_once(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "defs").mkdir()
+    (tmp_path / "defs" / "deaf.py").write_text(DEAF)
+    cli("init", "defs/deaf.py")
+    leader = lead(tmp_path, "--processes", "2")
+    assert leader.stderr is not None
+    while not (tmp_path / "deaf0").exists() or not (tmp_path / "deaf1").exists():
+        assert leader.poll() is None
+        time.sleep(0.02)  # a look now and then: the processes want the cores
+    for _ in range(3):
+        leader.send_signal(signal.SIGUSR1)
+    leader.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        leader.wait(0.5)  # nothing happens: their runs end no step
+    leader.send_signal(signal.SIGINT)
+    assert leader.wait(30) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    leader.stderr.close()
+
+
+def test_slurm_warns_the_shell_and_every_worker_saves_and_gives_back_its_run(
+    long: sqlite3.Connection, tmp_path: Path
+) -> None:
+    script = start(tmp_path, "2", "--checkpoint-every", "50", script="slurm.sh")
+    assert script.stderr is not None
+    wait_for(long, SAVED, 2, script)
+
+    script.send_signal(signal.SIGUSR1)  # to the shell alone, as --signal=B:USR1 does
+    said = script.stderr.read()
+
+    assert script.wait() == 0, said
+    assert said.count("given back at step") == 2
+    assert long.execute(PENDING).fetchone() == (2,)
+    script.stderr.close()
 
 
 def test_processes_whose_leader_was_killed_give_back_their_runs_and_leave(
@@ -212,8 +291,9 @@ def test_where_no_gpu_is_visible_the_workers_are_on_the_cpu(cli: Cli, tmp_path: 
     script.stderr.close()
 
 
-def test_a_number_of_workers_is_asked_for(tmp_path: Path) -> None:
-    script = start(tmp_path)
+@pytest.mark.parametrize("name", ["local.sh", "slurm.sh"])
+def test_a_number_of_workers_is_asked_for(tmp_path: Path, name: str) -> None:
+    script = start(tmp_path, script=name)
     assert script.stderr is not None
     assert script.stderr.read().startswith("usage: ")
     assert script.wait() == 2

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Start N workers on every visible GPU of this machine, or N on its CPU where there is none, and wait for them:
 #     workers/local.sh N [options of `rnnq worker`]
-# CUDA_VISIBLE_DEVICES says which GPUs are visible. Ctrl-C or SIGTERM reaches each worker once: they checkpoint, give
-# their runs back and leave.
+# CUDA_VISIBLE_DEVICES says which GPUs are visible. Ctrl-C, SIGTERM or SIGUSR1 reaches each worker once: they
+# checkpoint, give their runs back and leave.
 set -uo pipefail
 # each leader in a process group of its own: Ctrl-C on a terminal goes to a whole group, and with what the trap below
 # sends they would get two signals, of which the second means: at once
@@ -34,6 +34,7 @@ else
     for gpu in $(seq 0 $((gpus - 1))); do start --gpu "$gpu" "$@"; done
 fi
 trap 'kill -TERM "${pids[@]}" 2>/dev/null' INT TERM
+trap 'kill -USR1 "${pids[@]}" 2>/dev/null' USR1 USR2  # a warning, such as SLURM's, never means: at once
 
 code=0
 for pid in "${pids[@]}"; do

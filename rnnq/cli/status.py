@@ -60,12 +60,15 @@ def _status(db: str, stage: str | None, format: Format) -> None:
         _as_csv(stages)
         return
     workers = overview.workers(engine, stage)
+    stopped = overview.stopped(engine, stage)
     failures = overview.failures(engine, stage)
     if format is Format.json:
-        output.as_json({"stages": [asdict(s) for s in stages], "workers": workers, "failures": failures})
+        found = {"stages": [asdict(s) for s in stages], "workers": workers, "stopped": stopped, "failures": failures}
+        output.as_json(found)
         return
     _show_stages(stages)
     _show_workers(workers)
+    _show_stopped(stopped)
     _show_failures(failures, stages)
 
 
@@ -219,6 +222,22 @@ def _does(row: Mapping[str, Any]) -> str:
     return f"run {row['run']}, step {row['step']:,}{share}{loss}, {row['stage']}: {row['label']}"
 
 
+def _show_stopped(stopped: Records) -> None:
+    """Workers that stopped themselves: a machine that needs a look."""
+    if stopped:
+        output.say("")
+    for row in stopped:
+        _say(stopped_words(row))
+
+
+def stopped_words(row: Mapping[str, Any]) -> str:
+    """Who stopped itself, where, when and why; a long reason is cut."""
+    others = f" and {output.count(row['n'] - 1, 'other')}" if row["n"] > 1 else ""
+    why = row["why"] if len(row["why"]) <= 300 else row["why"][:299] + "…"
+    where = f"{row['host']}, {row['device']}"
+    return f"worker {row['worker']}{others} ({where}) stopped itself {_ago(row['left_s_ago'])}: {why}"
+
+
 def _show_failures(failures: Records, stages: Sequence[StageStatus]) -> None:
     from rnnq import status as overview
     from rnnq.cli.fit import Column
@@ -250,12 +269,12 @@ def workers(
     all: Annotated[bool, typer.Option("--all", help="Every worker there ever was, and what it ended.")] = False,
     format: Rows = Format.table,
 ) -> None:
-    """Who works, or was lost in the last hour: on what, since when, and when it last beat."""
+    """Who works, or was lost in the last hour, or stopped itself: on what, since when, and when it last beat."""
     from rnnq import db as database
     from rnnq import status as overview
 
     engine = database.open(db)
-    found = overview.all_workers(engine) if all else overview.workers(engine)
+    found = overview.all_workers(engine) if all else [*overview.workers(engine), *overview.stopped(engine)]
     rows = [{**row, "state": state_of(row)} for row in found]
     counted = ["done", "failed", "lost"] if all else []
     if format is not Format.table:
@@ -265,7 +284,8 @@ def workers(
     if rows:
         _show([_worker_row(row) for row in rows], _worker_columns(counted))
     n = len({row["worker"] for row in rows})
-    output.remark(output.count(n, "worker") + ("" if all else ", live or lost in the last hour; --all shows every one"))
+    which = "" if all else ", live or lost in the last hour, or stopped by itself; --all: every one"
+    output.remark(output.count(n, "worker") + which)
 
 
 def _worker_columns(counted: Sequence[str]) -> list[Column]:

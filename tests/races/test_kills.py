@@ -11,8 +11,10 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import pytest
 
 from rnnq import queue
 from tests.conftest import claim_one, new_stage
-from tests.processes import Study, pseudo_text
+from tests.processes import Process, Study, pseudo_text
 
 STEPS, EVERY, WINDOW = 300, 20, 64
 POSITIONS = WINDOW - 1  # steps of a window; the states are zero before the first of them
@@ -256,7 +258,7 @@ def test_after_a_stop_others_are_taken_back_only_after_a_whole_lease(tmp_path, i
 # ---------------------------------------------------------------------------------------------- asked to leave
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_worker_that_is_asked_to_leave_saves_releases_and_leaves(study, twin, number):
     worker = study.worker({"at": "recorded", "step": 75, "do": "wait"}, every=EVERY)
     worker.expect("trapped")
@@ -290,6 +292,36 @@ def test_at_the_second_signal_a_worker_leaves_at_once_and_its_run_is_free_at_onc
         assert f"taken back from {study.run()['attempts'][0]['worker']}" in output
         assert "resumed at step 60" in output
         assert study.result() == twin
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [signal.SIGUSR1, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM],
+        [signal.SIGUSR2, signal.SIGINT, signal.SIGUSR1],
+        [signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM],
+    ],
+    ids=["SLURM warns, and ends the job", "Ctrl-C after a warning", "timeout sends its signal twice"],
+)
+def test_warnings_and_the_echo_of_a_signal_hurry_nobody(study, twin, numbers):
+    worker = study.worker({"at": "recorded", "step": 75, "do": "wait"}, every=EVERY)
+    worker.expect("trapped")
+    for number in numbers:
+        worker.send(number)
+        heard(worker, number)
+    worker.go_on()
+    worker.end(0)
+
+    assert study.ended() == [("released", "preempted")]
+    assert study.named()["checkpoint"]["step"] == 76
+    study.rnnq("worker")
+    assert study.result() == twin
+
+
+def heard(worker: Process, number: int) -> None:
+    """Wait until a signal is no longer pending: two of a kind that both are would be one."""
+    while int(re.search(r"ShdPnd:\t(\w+)", Path(f"/proc/{worker.pid}/status").read_text())[1], 16) >> (number - 1) & 1:
+        time.sleep(0.001)  # the kernel tells nobody that a signal has come
 
 
 def test_a_worker_that_waits_for_work_leaves_at_the_first_signal(tmp_path):

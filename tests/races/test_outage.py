@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,12 +80,12 @@ def study(tmp_path: Path) -> Iterator[Study]:
 
 
 @contextlib.contextmanager
-def locked(study: Study) -> Iterator[None]:
+def locked(study: Study, kind: str = "IMMEDIATE") -> Iterator[None]:
     """The write lock in somebody's hand."""
     with contextlib.closing(sqlite3.connect(study.folder / "experiments.db", isolation_level=None)) as holder:
         while True:
             with contextlib.suppress(sqlite3.OperationalError):
-                holder.execute("BEGIN IMMEDIATE")
+                holder.execute(f"BEGIN {kind}")
                 break
         yield
         holder.execute("ROLLBACK")
@@ -181,6 +182,50 @@ def test_workers_that_slept_together_keep_their_runs(study: Study) -> None:
         assert not worker.told("lost")
         assert not worker.told("reaped")
     assert [study.ended(run) for run in (1, 2)] == [[("released", "preempted")]] * 2
+
+
+FINITE = DEFINITION.replace("10_000_000", "200")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The results of two short runs when nothing happens to them."""
+    folder = tmp_path_factory.mktemp("twin")
+    (folder / "text").write_bytes(pseudo_text(50_000))
+    with Study(folder) as study:
+        study.rnnq("init", study.define(FINITE))
+        study.rnnq("worker")
+        return [study.result(run) for run in (1, 2)]
+
+
+@pytest.mark.parametrize("outage", ["asleep", "locked"])
+def test_an_outage_longer_than_the_lease_changes_no_bit_of_any_run(
+    study: Study, undisturbed: list[dict[str, Any]], outage: str
+) -> None:
+    study.rnnq("init", study.define(FINITE))
+    workers = [study.worker({"at": "saved", "step": 100, "do": "wait"}, every=50) for _ in range(2)]
+    for worker in workers:
+        worker.expect("trapped")
+
+    if outage == "asleep":
+        for worker in workers:
+            worker.go_on()
+            worker.send(signal.SIGSTOP)
+            worker.expect("stopped")
+        time.sleep(2.5 * LEASE)  # past every lease
+        for worker in workers:
+            worker.send(signal.SIGCONT)
+    else:
+        with locked(study, "EXCLUSIVE"):
+            for worker in workers:
+                worker.go_on()
+            time.sleep(2.5 * LEASE)  # they train, and their leases run out
+    for worker in workers:
+        worker.end()
+
+    assert [study.ended(run) for run in (1, 2)] == [[("done", None)]] * 2
+    assert not any(worker.told("lost") or worker.told("reaped") for worker in workers)
+    assert [study.result(run) for run in (1, 2)] == undisturbed
 
 
 def test_a_run_that_wedges_its_worker_is_stalled_tried_again_and_goes_on(study: Study) -> None:
