@@ -55,13 +55,20 @@ def examine(engine: Engine, stage: str | None = None, deep: bool = False, watch:
     if stage is not None:
         runs.stage_info(engine, stage)
     patient = watch or (lambda what, done, total: None)
+    with stored.looking(engine) as disk:
+        return _examine(engine, stage, deep, patient, lambda: disk(patient))
+
+
+def _examine(
+    engine: Engine, stage: str | None, deep: bool, patient: Watch, disk: Callable[[], Mapping[str, int]]
+) -> list[Finding]:
     parts: Sequence[tuple[str, Callable[[], Iterable[Finding]]]] = (
         ("attempts", lambda: _history(engine, stage)),
         ("points", lambda: _points(engine, stage)),
         ("workers", lambda: _workers(engine)),
         ("intakes", lambda: _intakes(engine)),
         ("invariants", lambda: _invariants(engine, stage)),
-        ("files", lambda: _files(engine, stage, deep, patient)),
+        ("files", lambda: _files(engine, stage, deep, patient, disk())),
         ("integrity", lambda: _integrity(engine, deep, patient)),
         ("clock", lambda: _clock(engine)),
         ("file system", lambda: _place(engine)),
@@ -439,9 +446,8 @@ def _invariants(engine: Engine, stage: str | None) -> Iterator[Finding]:
 # ------------------------------------------------------------------------------------------------------------ files
 
 
-def _files(engine: Engine, stage: str | None, deep: bool, watch: Watch) -> Iterator[Finding]:
-    study, _, root = db.study(engine)
-    disk = stored.on_disk(root, study, watch)
+def _files(engine: Engine, stage: str | None, deep: bool, watch: Watch, disk: Mapping[str, int]) -> Iterator[Finding]:
+    _, _, root = db.study(engine)
     with db.reading(engine) as connection:
         named = stored.named(connection, stage)
     looked = [file for file in named.values() if file.counts]

@@ -30,8 +30,8 @@ from rnnq.stored import Watch
 
 CHUNK = 500  # runs whose rows are changed in one transaction, so that nobody's heartbeat waits
 OLD = 3600.0  # seconds since the last write of a temporary file, after which nobody writes it any more
-LAST, BEST, OPEN = "last checkpoints", "best checkpoints", "of runs that are not done"
-UNNAMED, TEMPORARY, LOGS = "checkpoints that no row names", "temporary files", "logs of runs that are gone"
+LAST, BEST, OPEN = "last", "best", "of runs not done"
+UNNAMED, TEMPORARY, LOGS = "without a row", "temporary", "logs without a run"
 
 _OURS = re.compile(
     r"""(?:checkpoints/(?P<study>[^/]+)/(?P<stage>[^/]+)/(?P<run>\d{1,18})/
@@ -207,7 +207,7 @@ def _judge(
     if going and row.needed:
         found.left["needed by runs that go on from them"] += len(going)
         going = set()
-    foreign = [path for path in going if not _is_own(path, row.id, where) or _leads_away(path, disk, where)]
+    foreign = [path for path in going if not _is_own(path, row.id, where) or _leads_away(path, where)]
     if foreign:
         found.left["links, or not the run's own"] += len(foreign)
         going = set()
@@ -227,8 +227,10 @@ def _is_own(path: str, run: int, where: Home) -> bool:
     )
 
 
-def _leads_away(path: str, disk: Mapping[str, int], where: Home) -> bool:
-    return path in disk and where.place(path) is None
+def _leads_away(path: str, where: Home) -> bool:
+    """Whether there is something, but a link or behind one; what is not there at all may be named no longer."""
+    room, _, rest = path.split("/", 2)
+    return where.place(path) is None and os.path.lexists(f"{where.rooms[room]}/{rest}")
 
 
 def _promoted(connection: Connection, stage: str) -> tuple[float, set[int]]:

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
-from rnnq import db, doctor, queue, runs
+from rnnq import db, doctor, queue, runs, stored
 from rnnq.errors import DatabaseError, InputError, LeaseLost
 from tests.conftest import Cli, claim_one, new_stage
 from tests.processes import Study, pseudo_text
@@ -95,6 +95,26 @@ def test_a_healthy_study_has_nothing_wrong(two: Engine) -> None:
     assert found["attempts"].numbers["per_run"] == {1: 1}
     assert found["checkpoints"].numbers["named"] == 1
     assert "journal" in found
+
+
+def test_a_process_of_its_own_that_looks_at_the_disk_finds_the_same(
+    two: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = begin(two)
+    (path_of(two).parent / saved(two, claim, 5)["path"]).rename(path_of(two).parent / "elsewhere")
+    saved(two, claim, 7)
+    queue.release(two, claim)
+
+    def looked() -> dict[str, Any]:
+        found = examined(two)
+        return {name: (found[name].says, found[name].numbers) for name in ("checkpoints", "files")}
+
+    here = looked()
+    monkeypatch.setattr(stored, "MANY", 0)
+    assert looked() == here
+    monkeypatch.setattr(sys, "executable", "/bin/false")  # a process that cannot be started well
+    assert looked() == here
+    assert here["files"][1]["n"] == 1
 
 
 def test_the_findings_of_an_empty_study_are_all_ok(engine: Engine) -> None:

@@ -16,7 +16,7 @@ from rnnq.errors import InputError
 if TYPE_CHECKING:
     from rnnq.garbage import Found
 
-COLUMNS = ["stage", "kind", "files", "size", "stay", "size that stays"]
+COLUMNS = ["stage", "kind", "files", "size", "stay", "stay size"]
 
 
 def gc(
@@ -65,7 +65,7 @@ def _show(found: Found, format: Format) -> None:
 
 
 def _sized(row: Mapping[str, Any]) -> dict[str, Any]:
-    sizes = {"size": output.size(row["bytes"]), "size that stays": output.size(row["stay_bytes"])}
+    sizes = {"size": output.size(row["bytes"]), "stay size": output.size(row["stay_bytes"])}
     return {**row, **{name: size for name, size in sizes.items() if size != output.size(0)}}
 
 
