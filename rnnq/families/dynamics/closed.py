@@ -56,15 +56,14 @@ class Parts(NamedTuple):
 
 def head(params: Tensors, hidden: Tensor, logits: Tensor, y: Tensor, found: Tensors) -> tuple[Tensor, Tensor]:
     """The mean cross-entropy of each member, (K,), and the gradient of `hidden`; those of the head go into `found`."""
-    batch = y.shape[1]
+    at = y[..., None]
     log_p = torch.log_softmax(logits, -1)
-    losses = log_p.gather(-1, y[..., None]).mean((1, 2)).neg_()
-    d = log_p.exp_().scatter_add_(-1, y[..., None], log_p.new_full((1, 1, 1), -1.0).expand(*y.shape, 1))
-    # d is B times the gradient: divided in the products that read it, which spares a pass over (K, B, 256)
-    nothing = d.new_zeros(1, 1, 1)
-    found["head.weight"] = torch.baddbmm(nothing, hidden.transpose(1, 2), d, beta=0, alpha=1 / batch)
-    found["head.bias"] = d.sum(1, keepdim=True).mul_(1 / batch)
-    return losses, torch.baddbmm(nothing, d, params["head.weight"].transpose(1, 2), beta=0, alpha=1 / batch)
+    right = log_p.gather(-1, at)
+    # in place, as (K, B, 256) is by far the largest tensor of a small net: p, less one where the byte was
+    d = log_p.exp_().scatter_(-1, at, torch.expm1(right)).mul_(1 / y.shape[1])
+    found["head.weight"] = torch.bmm(hidden.transpose(1, 2), d)
+    found["head.bias"] = d.sum(1, keepdim=True)
+    return right.mean((1, 2)).neg_(), torch.bmm(d, params["head.weight"].transpose(1, 2))
 
 
 class Layer:
@@ -110,7 +109,7 @@ class Layer:
             stop = start + len(names)
             onto = None if gate is None else self._through("output_gate", gate, 1 + start, 1 + stop)
             d = self._through("out", do, start, stop, onto)
-            found |= zip(names, d.split(self.size, -1), strict=True)
+            found |= zip(names, d.chunk(len(names), -1), strict=True)
         return Parts(found.get("new"), found.get("old"), found.get("x"))
 
     def _state(self, d: Tensor | None, onto: Tensor | None) -> Tensor | None:
@@ -144,7 +143,7 @@ class Layer:
             if of.old is not None:
                 dread[..., size:] += of.old
             gates = _sigmoid_backward(dread * trace.both, trace.gates)
-            new, old = gates.split(size, -1)
+            new, old = gates.chunk(2, -1)
             let_through = dread[..., :size], trace.gates[..., :size]
             dx = torch.mul(*let_through) if dx is None else torch.addcmul(dx, *let_through)
             self._learn("input_gate", trace.both, new)

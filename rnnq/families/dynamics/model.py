@@ -204,7 +204,8 @@ class Dynamics(Family):
     loss_bound: ClassVar[float] = 1e3
 
     def __init__(self) -> None:
-        self._windows: dict[int, tuple[DynamicsConfig, int, Tensor]] = {}
+        self._held: list[tuple[DynamicsConfig, int]] = []  # whose windows, and which of theirs, are in _windows
+        self._windows = torch.empty(0)  # (window, K, B)
         self._corpora: dict[str, Corpus] = {}
 
     def init(self, configs: Sequence[DynamicsConfig]) -> State:
@@ -217,17 +218,29 @@ class Dynamics(Family):
 
     def batch(self, configs: Sequence[DynamicsConfig], steps: Sequence[int]) -> Batch:
         """Byte j and byte j + 1 of each window, where step = window index · (window - 1) + j."""
-        pairs = [self._pair(k, config, at) for k, (config, at) in enumerate(zip(configs, steps, strict=True))]
-        x, y = (torch.stack(side) if len(side) > 1 else side[0][None] for side in zip(*pairs, strict=True))
-        fresh = tuple(at % (config.window - 1) == 0 for config, at in zip(configs, steps, strict=True))
-        return Batch(configs[0], x, y, fresh)
+        places = [divmod(at, config.window - 1) for config, at in zip(configs, steps, strict=True)]
+        self._hold(configs, [index for index, _ in places])
+        positions = [position for _, position in places]
+        if min(positions) == max(positions):
+            x, y = self._windows[positions[0]], self._windows[positions[0] + 1]
+        else:
+            at, members = torch.tensor(positions), torch.arange(len(configs))
+            x, y = self._windows[at, members], self._windows[at + 1, members]
+        return Batch(configs[0], x, y, tuple(position == 0 for position in positions))
 
-    def _pair(self, member: int, config: DynamicsConfig, at: int) -> tuple[Tensor, Tensor]:
-        index, position = divmod(at, config.window - 1)
-        held = self._windows.get(member)
-        if held is None or held[0] is not config or held[1] != index:
-            held = self._windows[member] = (config, index, self._read(config, index))
-        return held[2][position], held[2][position + 1]
+    def _hold(self, configs: Sequence[DynamicsConfig], indices: Sequence[int]) -> None:
+        """Each member's window of that index, read only where it is another one than before."""
+        held = self._held
+        same = len(held) == len(configs) and all(h[0] is config for h, config in zip(held, configs, strict=True))
+        stale = [k for k, index in enumerate(indices) if not same or held[k][1] != index]
+        if not stale:
+            return
+        read = [self._read(configs[k], indices[k]) for k in stale]
+        if len(stale) == len(configs):  # a new tensor: the old one may still be in use
+            self._windows = torch.stack(read, 1)
+        else:
+            self._windows[:, stale] = torch.stack(read, 1)
+        self._held = list(zip(configs, indices, strict=True))
 
     def _read(self, config: DynamicsConfig, index: int) -> Tensor:
         return data.training_windows(self._corpus(config), config, index)
