@@ -200,11 +200,14 @@ class QuadraticRNN(Family):
         return State(draw([config.seed for config in configs], shapes))
 
     def batch(self, configs: Sequence[QuadraticConfig], steps: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """A part of the table for each member: x (T, K, B, inputs), y (K, B)."""
-        first = configs[0]
+        """The part of the table that the step names, for all members one: x (T, K, B, inputs), y (K, B)."""
+        first, members = configs[0], len(configs)
         x, y = _parts(first.inputs, first.length, first.batch_size)
-        at = torch.tensor([(config.seed + step) % 8 for config, step in zip(configs, steps, strict=True)])
-        return x.index_select(1, at), y.index_select(0, at)
+        if min(steps) == max(steps):
+            at = steps[0] % 8
+            return x[:, at : at + 1].expand(-1, members, -1, -1), y[at : at + 1].expand(members, -1)
+        parts = torch.tensor([step % 8 for step in steps])
+        return x.index_select(1, parts), y.index_select(0, parts)
 
     def loss(self, state: State, data: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean squared error of each member."""
@@ -224,6 +227,7 @@ class QuadraticRNN(Family):
             states.append(sums[-1] * sums[-1])
             sums.append(torch.bmm(part, drive).baddbmm_(states[-1], mix))
         last = sums[-1] * sums[-1]
+        back = turned(mix * 2)
         # not a product with (K, H, 1): of width 1 its bits depend on K
         error = (last * head).sum(-1).sub_(y)
         dy = (error * (2 / y.shape[1]))[..., None]
@@ -234,7 +238,7 @@ class QuadraticRNN(Family):
             self._learn(found, "drive", x[at], d)
             if at:
                 self._learn(found, "mix", states[at - 1], d)
-                d = torch.bmm(d, turned(mix)).mul_(2)
+                d = torch.bmm(d, back)
         return error.square_().mean(1), {name: found[name] for name in params}, {}
 
     @staticmethod
