@@ -1,0 +1,295 @@
+"""Packs of small runs against the ordinary way: one process per run, two at a time.
+
+    python benchmarks/packs.py                 # everything: some 15 minutes
+    python benchmarks/packs.py --quick         # a small version of the same, one minute
+    python benchmarks/packs.py speed dynamics-32      # one part, some works
+    python benchmarks/packs.py --check         # the closed forms against autograd, nothing else
+
+Parts. `speed`: member-steps per second of two processes, each with one thread. Baseline and packs of every K are all
+warm and run in turn, so that a busy machine weighs on them alike; ratios are medians over the rounds of wall clock and
+of the processes' own CPU time, which a neighbour hardly touches. `sweep`: the wall clock of a whole sweep with every
+start-up in it. `ops`: how many operations torch dispatches for one step of one member; the optimiser's are counted
+apart, as it is called once for each member.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import ordinary
+import torch
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Work:
+    """One net at one size, in the words of ordinary.py and of the family's config."""
+
+    ordinary: str
+    family: str
+    fields: dict[str, Any]
+    goal: float  # the least ratio to the baseline
+
+
+def dynamics(batch: int, state: int, goal: float, gates: bool = False) -> Work:
+    """The default flags, or all seven."""
+    flags = ["use_input_gate", "use_forget_gate", "use_output_gate", "use_state_gate", "use_old_state"]
+    fields = {"batch_size": batch, "state_size": state, "corpus": "stdlib"} | dict.fromkeys(flags, gates)
+    return Work(f"dynamics:batch={batch},state={state},gates={int(gates)}", "dynamics", fields, goal)
+
+
+WORKS = {
+    "dynamics-32": dynamics(32, 32, 4.0),
+    "dynamics-32-gates": dynamics(32, 32, 4.0, gates=True),
+    "dynamics-128": dynamics(256, 128, 1.35),
+    "dynamics-256": dynamics(256, 256, 1.25),
+    "plain": Work("plain:batch=8,width=16,length=100,layers=2", "plain", {}, 8.0),
+    "quadratic": Work("quadratic:batch=1000,inputs=100,width=200", "quadratic", {}, 1.4),
+}
+
+
+# ------------------------------------------------------------------------------------------------ one pack
+
+
+class Pack:
+    """Members stepped side by side: what the training loop does between two logs."""
+
+    def __init__(self, work: Work, seeds: Sequence[int]) -> None:
+        from rnnq import State
+        from rnnq.train import FusedAdam
+
+        torch.set_num_threads(1)
+        self.family = find(work.family)
+        self.configs = [self.family.Config(seed=seed, **work.fields) for seed in seeds]
+        self.state = self.family.init(self.configs)
+        self.state = State({name: p.contiguous() for name, p in self.state.params.items()}, self.state.carried)
+        self.optimizer = FusedAdam(self.state.params, [self.family.optimizer(config) for config in self.configs])
+        self.steps = 0
+
+    def gradients(self) -> list[torch.Tensor | None]:
+        """Everything of a step but the optimiser."""
+        data = self.family.batch(self.configs, [self.steps] * len(self.configs))
+        _, found, self.state.carried = self.family.gradients(self.state, data)
+        self.steps += 1
+        return [found[name] for name in self.state.params]
+
+    def step(self) -> None:
+        """One step of every member."""
+        self.optimizer.update(self.gradients())
+
+
+def find(family: str) -> Any:
+    """The built-in family, or one of recurrent.py."""
+    import recurrent
+
+    import rnnq.families
+
+    own = {"plain": recurrent.PlainRNN, "quadratic": recurrent.QuadraticRNN}
+    return own[family]() if family in own else rnnq.families.find(family)
+
+
+# --------------------------------------------------------------------------------------------------- speed
+
+
+def stepper(name: str, members: int, seed: int) -> Callable[[], Any]:
+    """One step of the baseline (no members) or of a pack."""
+    work = WORKS[name]
+    if not members:
+        return ordinary.make(work.ordinary, seed)
+    return Pack(work, range(seed, seed + members)).step
+
+
+def child(connection: Connection, name: str, members: int, seed: int) -> None:
+    """Step for as many seconds as are asked for, each time; answers (member-steps, wall, CPU seconds)."""
+    step = stepper(name, members, seed)
+    for _ in range(5):
+        step()
+    connection.send("warm")
+    while seconds := connection.recv():
+        done, began, cpu = 0, time.perf_counter(), time.process_time()
+        while time.perf_counter() - began < seconds:
+            step()
+            done += max(1, members)
+        connection.send((done, time.perf_counter() - began, time.process_time() - cpu))
+
+
+class Pair:
+    """Two processes of one kind."""
+
+    def __init__(self, name: str, members: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.ends, self.processes = [], []
+        for half in range(2):
+            mine, its = context.Pipe()
+            self.processes.append(context.Process(target=child, args=(its, name, members, 1000 * half), daemon=True))
+            self.processes[-1].start()
+            self.ends.append(mine)
+        for end in self.ends:
+            end.recv()
+
+    def run(self, seconds: float) -> tuple[float, float]:
+        """Member-steps per second of wall clock, both together, and per second of CPU time, of one."""
+        for end in self.ends:
+            end.send(seconds)
+        found = [end.recv() for end in self.ends]
+        wall = sum(done / wall for done, wall, _ in found)
+        return wall, sum(done for done, _, _ in found) / sum(cpu for _, _, cpu in found)
+
+    def close(self) -> None:
+        """Both leave."""
+        for end, process in zip(self.ends, self.processes, strict=True):
+            end.send(0)
+            process.join()
+
+
+def speed(names: Iterable[str], sizes: Sequence[int], rounds: int, seconds: float) -> None:
+    """The table of member-steps per second."""
+    for name in names:
+        pairs = {members: Pair(name, members) for members in (0, *sizes)}
+        found: dict[int, list[tuple[float, float]]] = {members: [] for members in pairs}
+        for _ in range(rounds):
+            for members, pair in pairs.items():
+                found[members].append(pair.run(seconds))
+        for pair in pairs.values():
+            pair.close()
+        base = found.pop(0)
+        rate, cpu_rate = (statistics.median(values) for values in zip(*base, strict=True))
+        print(f"\n{name}: two ordinary processes {rate:,.0f} steps/s, {cpu_rate:,.0f} per CPU second")
+        print("     K   member-steps/s   ratio    per CPU second   ratio")
+        best = 0.0
+        for members, values in found.items():
+            rate, cpu_rate = (statistics.median(side) for side in zip(*values, strict=True))
+            wall, cpu = (ratio(values, base, side) for side in (0, 1))
+            best = max(best, cpu)
+            print(f"  {members:4d}   {rate:14,.0f}   {wall:5.2f}   {cpu_rate:15,.0f}   {cpu:5.2f}", flush=True)
+        print(f"  best by CPU time {best:.2f}, goal {WORKS[name].goal}: {verdict(best, WORKS[name].goal)}")
+
+
+def ratio(values: Sequence[Sequence[float]], base: Sequence[Sequence[float]], side: int) -> float:
+    """The median over the rounds."""
+    return statistics.median(mine[side] / other[side] for mine, other in zip(values, base, strict=True))
+
+
+def verdict(found: float, goal: float) -> str:
+    """Whether a goal is met."""
+    return "met" if found >= goal else "MISSED"
+
+
+# ---------------------------------------------------------------------------------------------- whole sweep
+
+
+def sweep(name: str, runs: int, steps: int, members: int, goal: float = 6.0) -> None:
+    """`runs` runs from the first process's start to the last one's end."""
+    program = [sys.executable, str(HERE / "ordinary.py"), WORKS[name].ordinary]
+    alone = timed([[*program, str(seed), str(steps)] for seed in range(runs)])
+    program = [sys.executable, str(HERE / "packs.py"), "half", name, f"--members={members}", f"--steps={steps}"]
+    half = runs // 2
+    packed = timed([[*program, f"--seeds={start}:{stop}"] for start, stop in ((0, half), (half, runs))])
+    print(f"\n{name}: a sweep of {runs} runs of {steps:,} steps, start-up and all")
+    for what, (wall, cpu) in {"one process per run": alone, f"two processes, packs of {members}": packed}.items():
+        print(f"  {what:28s} {wall:8.1f} s   CPU {cpu:8.1f} s   {runs * steps / wall:10,.0f} member-steps/s")
+    found = alone[0] / packed[0]
+    print(f"  ratio {found:.2f}, by CPU time {alone[1] / packed[1]:.2f}, goal {goal}: {verdict(found, goal)}")
+
+
+def timed(commands: Sequence[Sequence[str]]) -> tuple[float, float]:
+    """Wall and CPU seconds of all commands, two at a time."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    began, cpu = time.perf_counter(), os.times()
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda c: subprocess.run(c, check=True, env=environment, stdout=subprocess.DEVNULL), commands))
+    now = os.times()
+    spent = now.children_user + now.children_system - cpu.children_user - cpu.children_system
+    return time.perf_counter() - began, spent
+
+
+def half(name: str, seeds: str, members: int, steps: int) -> None:
+    """One process of the sweep: its runs, pack after pack."""
+    start, stop = (int(end) for end in seeds.split(":"))
+    for first in range(start, stop, members):
+        pack = Pack(WORKS[name], range(first, min(first + members, stop)))
+        for _ in range(steps):
+            pack.step()
+
+
+# ------------------------------------------------------------------------------------------------ operations
+
+
+def ops(names: Iterable[str], sizes: Sequence[int]) -> None:
+    """Operations that torch dispatches for one step of one member."""
+    print("\noperations per member-step                  K     step   of K = 1    optimiser")
+    for name in names:
+        alone = 0.0
+        for members in sizes:
+            pack = Pack(WORKS[name], range(members))
+            pack.step()
+            found = pack.gradients()
+            step, update = (count(f) / members for f in (pack.gradients, lambda f=found, p=pack: p.optimizer.update(f)))
+            alone = alone or step
+            share = step / alone * members
+            print(f"  {name:36s} {members:6d}  {step:7.1f}   {share:5.2f}/K    {update:8.1f}  {verdict(1.1, share)}")
+
+
+def count(act: Callable[[], Any]) -> int:
+    """How many operations are dispatched, those inside of others too."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        act()
+    return sum(event.name.startswith("aten::") for event in profiler.events())
+
+
+# ------------------------------------------------------------------------------------------------------ main
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("part", nargs="?", choices=["all", "speed", "sweep", "ops", "half"], default="all")
+    parser.add_argument("works", nargs="*", help=f"some of {', '.join(WORKS)}")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--members", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--seeds", default="")
+    given = parser.parse_args()
+    names = given.works or list(WORKS)
+    if given.check:
+        import recurrent
+
+        sys.exit("\n".join(recurrent.check()))
+    if given.part == "half":
+        return half(names[0], given.seeds, given.members, given.steps)
+    print(machine(), flush=True)
+    if given.part in ("all", "speed"):
+        speed(names, (1, 8) if given.quick else (1, 4, 8, 16, 32), *((2, 0.5) if given.quick else (5, 1.5)))
+    if given.part in ("all", "sweep"):
+        sweep("dynamics-32", *((8, 200) if given.quick else (96, 2000)), min(given.members, 4 if given.quick else 99))
+    if given.part in ("all", "ops"):
+        ops(names, (1, 8))
+    return None
+
+
+def machine() -> str:
+    """What all figures depend on."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
+    load = " ".join(f"{value:.1f}" for value in os.getloadavg())
+    return f"{model}, {os.cpu_count()} CPUs, one thread a process, torch {torch.__version__}, load {load} at the start"
+
+
+if __name__ == "__main__":
+    main()
