@@ -272,7 +272,7 @@ def test_every_table_can_be_rebuilt_and_keeps_its_rows(used: Path, tmp_path: Pat
 def upgrade():
     op.execute("DROP VIEW points")  # it would stop the renaming of the tables below it
     for table in ("study", "stages", "workers", "attempts", "metrics", "point", "lineage", "gates", "artifacts",
-                  "tags", "changes"):
+                  "tags", "changes", "packs"):
         with op.batch_alter_table(table, recreate="always") as batch:
             batch.add_column(sa.Column("extra", sa.Text()))
     op.execute("CREATE VIEW points AS SELECT run_id, name, step, value FROM point JOIN metrics ON id = metric_id")
@@ -281,7 +281,7 @@ def upgrade():
 
     assert rows(used) == before
     without_rowid = {name for name, sql in sql_of(used, "table").items() if "WITHOUT ROWID" in sql}
-    assert without_rowid == {"attempts", "point", "lineage", "tags"}
+    assert without_rowid == {"attempts", "point", "lineage", "tags", "packs"}
 
 
 def test_an_upgrade_happens_once(used: Path, tmp_path: Path) -> None:
