@@ -203,10 +203,42 @@ def _show_workers(workers: Records) -> None:
     columns += [Column("state", "state", 1, plain=True), Column("does", "does", 1, least=40, plain=True)]
     columns += [Column("beat", "beat", 1)]
     output.say("")
-    _show(
-        [{**row, "state": state_of(row), "does": _does(row), "beat": _ago(row["beat_s_ago"])} for row in workers],
-        columns,
-    )
+    rows = []
+    for pack in packs(workers):
+        first = pack[0]
+        does = _does(first) if len(pack) == 1 else _pack_does(pack)
+        rows.append({**first, "state": state_of(first), "does": does, "beat": _ago(first["beat_s_ago"])})
+    _show(rows, columns)
+
+
+def packs(workers: Records) -> list[Records]:
+    """Rows of workers, one for each run in training, with those together that one worker trains as a pack."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in workers:
+        found.setdefault(row["worker"], []).append(row)
+    return list(found.values())
+
+
+def members_words(pack: Records) -> str:
+    """Which runs a pack has: "3-18", or "3-9, 11"."""
+    parts: list[list[int]] = []
+    for run in sorted(row["run"] for row in pack):
+        if parts and run == parts[-1][-1] + 1:
+            parts[-1].append(run)
+        else:
+            parts.append([run])
+    shown = [f"{part[0]}-{part[-1]}" if len(part) > 1 else str(part[0]) for part in parts]
+    return ", ".join(shown if len(shown) <= 4 else [*shown[:3], "..."])
+
+
+def _pack_does(pack: Records) -> str:
+    steps, losses = [row["step"] for row in pack], [row["loss"] for row in pack if row["loss"] is not None]
+    at = f"step {min(steps):,}" if min(steps) == max(steps) else f"steps {min(steps):,}-{max(steps):,}"
+    budgets = {row["budget"] for row in pack}
+    share = f" of {pack[0]['budget']:,}" if len(budgets) == 1 and pack[0]["budget"] else ""
+    name = pack[0]["metric"] or "loss"
+    loss = f", {name} {output.cell(min(losses))} to {output.cell(max(losses))}" if losses else ""
+    return f"pack of {len(pack)}: runs {members_words(pack)}, {at}{share}{loss}, {pack[0]['stage']}: {pack[0]['label']}"
 
 
 def _ago(seconds: float) -> str:
@@ -282,10 +314,17 @@ def workers(
         output.rows(format, rows, [*columns, "message", *counted])
         return
     if rows:
-        _show([_worker_row(row) for row in rows], _worker_columns(counted))
+        shown = rows if all else [_with_members(pack) for pack in packs(rows)]
+        _show([_worker_row(row) for row in shown], _worker_columns(counted))
     n = len({row["worker"] for row in rows})
     which = "" if all else ", live or lost in the last hour, or stopped by itself; --all: every one"
     output.remark(output.count(n, "worker") + which)
+
+
+def _with_members(pack: Records) -> dict[str, Any]:
+    if len(pack) == 1:
+        return dict(pack[0])
+    return {**pack[0], "run": members_words(pack)}
 
 
 def _worker_columns(counted: Sequence[str]) -> list[Column]:

@@ -7,6 +7,7 @@ look stays, with a word of how long it is old, and the view goes on as soon as t
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -23,7 +24,17 @@ from rich.text import Text
 from rnnq.cli import fit, output
 from rnnq.cli.fit import Column
 from rnnq.cli.options import Format
-from rnnq.cli.status import chosen_stages, eta_words, idle_words, interval_words, loss_words, rate_words, state_of
+from rnnq.cli.status import (
+    chosen_stages,
+    eta_words,
+    idle_words,
+    interval_words,
+    loss_words,
+    members_words,
+    packs,
+    rate_words,
+    state_of,
+)
 from rnnq.errors import RnnqError
 
 if TYPE_CHECKING:
@@ -539,7 +550,25 @@ def _stage_row(found: StageStatus) -> dict[str, Any]:
 
 def _worker_rows(look: Look) -> list[dict[str, Any]]:
     plain = all(state_of(row) == "live" for row in look.workers)
-    return [_worker_row(row, plain) for row in look.workers]
+    return [_pack_row(pack, plain) for pack in packs(look.workers)]
+
+
+def _pack_row(pack: Sequence[Mapping[str, Any]], plain: bool) -> dict[str, Any]:
+    """A worker with one run, or with the runs of a pack: the slowest step, the lowest loss, all speeds together."""
+    rows = [_worker_row(row, plain) for row in pack]
+    if len(pack) == 1:
+        return rows[0]
+    slowest = min(range(len(pack)), key=lambda k: int(pack[k]["step"]))
+    lowest = min(range(len(pack)), key=lambda k: math.inf if pack[k]["loss"] is None else float(pack[k]["loss"]))
+    speeds = [row["steps_per_s"] for row in pack if row["steps_per_s"] is not None]
+    ends = [row["run_eta_s"] for row in pack if row["run_eta_s"] is not None]
+    return {
+        **rows[slowest],
+        "run": members_words(pack),
+        "loss": rows[lowest]["loss"],
+        "speed": f"{sum(speeds):,.0f}" if speeds else "",
+        "eta": output.duration(max(ends, default=None)),
+    }
 
 
 def _worker_row(row: Mapping[str, Any], plain: bool) -> dict[str, Any]:

@@ -138,6 +138,8 @@ def test_one_run_of_a_pack_is_cancelled_and_the_others_go_on(study: Study, tmp_p
     study.rnnq("init", study.define(SMALL))
     worker = study.worker({"at": "recorded", "run": 1, "step": 20, "do": "wait"}, pack=8)
     worker.expect("trapped")
+    assert "pack of 8: runs 1-8, step" in study.rnnq("status")
+    assert " 1-8 " in study.rnnq("workers")
     study.rnnq("cancel", "4", "--now")
     worker.go_on()
     worker.end()
