@@ -117,55 +117,63 @@ class Replay:
 
 
 # what is asked several times, narrow and in order. Attempts first: in the order of their key nothing is sorted
-_TABLE = """CREATE TEMP TABLE tries (run_id, attempt, started_at, until, ended, cause, step_from, step_to, state,
-                                     latest, PRIMARY KEY (run_id, attempt)) WITHOUT ROWID"""
+_TABLE = """CREATE TEMP TABLE tries (run_id BIGINT, attempt INTEGER, started_at DOUBLE PRECISION,
+                                     until DOUBLE PRECISION, ended TEXT, cause TEXT, step_from BIGINT, step_to BIGINT,
+                                     state TEXT, latest INTEGER, PRIMARY KEY (run_id, attempt)){without_rowid}"""
 _TRIES = """INSERT INTO tries
-            SELECT run_id, attempts.attempt, attempts.started_at, coalesce(attempts.ended_at, 9e999), attempts.ended,
+            SELECT run_id, attempts.attempt, attempts.started_at, coalesce(attempts.ended_at, :never), attempts.ended,
                    attempts.cause, step_from, coalesce(step_to, step_from), runs.state, runs.attempt
-            FROM attempts CROSS JOIN runs ON runs.id = attempts.run_id WHERE {seen} ORDER BY 1, 2"""
+            FROM attempts CROSS JOIN runs WHERE runs.id = attempts.run_id AND {seen} ORDER BY 1, 2"""
 
 _ENDED = """SELECT coalesce(ended, 'running') AS how, cause, count(*) AS n,
-                   coalesce(sum(max(step_to - step_from, 0)), 0) AS steps,
+                   coalesce(sum(CASE WHEN step_to > step_from THEN step_to - step_from END), 0) AS steps,
                    coalesce(sum(CASE WHEN ended IS NOT NULL THEN until - started_at END), 0) AS seconds
             FROM tries GROUP BY how, cause"""
 
-_PER_RUN = """(SELECT run_id, state, latest, count(*) AS n, max(attempt) AS highest, sum(ended IS NULL) AS open,
-                      sum(ended IS 'lost') AS lost, max(CASE WHEN attempt = latest THEN ended END) AS last
-               FROM tries GROUP BY run_id)"""
+_PER_RUN = """(SELECT run_id, max(state) AS state, max(latest) AS latest, count(*) AS n, max(attempt) AS highest,
+                      count(*) - count(ended) AS open, count(CASE WHEN ended = 'lost' THEN 1 END) AS lost,
+                      max(CASE WHEN attempt = latest THEN ended END) AS last
+               FROM tries GROUP BY run_id) AS per_run"""
 
-_COUNTS = f"""SELECT n, count(*) AS runs, sum(lost > 0) AS lost, sum(lost > 0 AND state = 'done') AS done
+_COUNTS = f"""SELECT n, count(*) AS runs, count(CASE WHEN lost > 0 THEN 1 END) AS lost,
+                     count(CASE WHEN lost > 0 AND state = 'done' THEN 1 END) AS done
               FROM {_PER_RUN} GROUP BY n ORDER BY n"""
 
 _ORDER = f"""SELECT * FROM (
                  SELECT run_id, n != highest OR n != latest AS misnumbered,
-                        state = 'done' AND last IS NOT 'done' AS not_done,
-                        open != (state = 'running') OR (state = 'running' AND last IS NOT NULL) AS unended
-                 FROM {_PER_RUN})
+                        state = 'done' AND coalesce(last, '') != 'done' AS not_done,
+                        open != CASE WHEN state = 'running' THEN 1 ELSE 0 END
+                        OR (state = 'running' AND last IS NOT NULL) AS unended
+                 FROM {_PER_RUN}) AS wrong
              WHERE misnumbered OR not_done OR unended"""
 
 # Only an extension makes a done run pending, and each leaves a row. So an attempt after an end without one between them
 # proves that the run was trained once more; that both have a summary proves nothing, as every extended run has several.
-_PAIRS = """SELECT * FROM (
-                SELECT run_id, ended, until, lead(started_at) OVER in_order AS next,
-                       min(until, max(until) OVER (in_order ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING))
-                       - started_at AS overlap_s
-                FROM tries WINDOW in_order AS (PARTITION BY run_id ORDER BY attempt))
+_PAIRS = """SELECT run_id, ended, until, next, overlap_s FROM (
+                SELECT run_id, ended, until, next,
+                       CASE WHEN earlier < until THEN earlier WHEN earlier IS NOT NULL THEN until END - started_at
+                       AS overlap_s FROM (
+                    SELECT run_id, ended, until, started_at, lead(started_at) OVER in_order AS next,
+                           max(until) OVER (in_order ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS earlier
+                    FROM tries WINDOW in_order AS (PARTITION BY run_id ORDER BY attempt)) AS ordered) AS pairs
             WHERE overlap_s > 0 OR (ended = 'done' AND next IS NOT NULL)"""
 
 # Steps beyond the one from which the next attempt began were done again, at the speed of the one that did them first.
-_TWICE = """SELECT how, count(*) AS attempts, sum(more) AS steps, sum(seconds * more / steps) AS seconds FROM (
+_TWICE = """SELECT how, count(*) AS attempts, sum(more) AS steps, sum(seconds * more / nullif(steps, 0)) AS seconds
+            FROM (
                 SELECT coalesce(ended, 'running') AS how, step_to - step_from AS steps, until - started_at AS seconds,
                        step_to - lead(step_from) OVER (PARTITION BY run_id ORDER BY attempt) AS more
-                FROM tries WHERE step_from IS NOT NULL)
+                FROM tries WHERE step_from IS NOT NULL) AS repeated
             WHERE more > 0 GROUP BY how ORDER BY steps DESC"""
 
 
 def replay(connection: Connection, stage: str | None = None) -> Replay:
     """Go through all attempts of all runs, in their order."""
     found = Replay()
-    connection.execute(text(_TABLE))
+    connection.execute(text(_TABLE.format(without_rowid=db.words(connection).without_rowid)))
     try:
-        connection.execute(text(_TRIES.format(seen=_of_stage(stage))), {"stage": stage} if stage else {})
+        values = {"never": math.inf, **({"stage": stage} if stage else {})}
+        connection.execute(text(_TRIES.format(seen=_of_stage(stage))), values)
         _replay_counts(connection, found)
         _replay_order(connection, found)
         _replay_pairs(connection, found)
@@ -222,7 +230,7 @@ def _extensions(connection: Connection) -> dict[int, list[float]]:
 
 def _history(engine: Engine, stage: str | None) -> Iterator[Finding]:
     sql = f"SELECT state, count(*) AS n FROM runs WHERE {_of_stage(stage)} GROUP BY state"
-    with db.reading(engine) as connection:
+    with db.reading(engine, scratch=True) as connection:
         states = {row.state: row.n for row in connection.execute(text(sql), {"stage": stage} if stage else {})}
         found = replay(connection, stage)
     yield _states(states)
@@ -323,10 +331,10 @@ def _order(found: Replay) -> Finding:
 
 def _points(engine: Engine, stage: str | None) -> Iterator[Finding]:
     # by metric, so that only the points beyond the checkpoint are visited
+    saved = db.words(engine).step_of("runs.checkpoint")
     sql = f"""SELECT runs.id, count(*) AS n FROM runs CROSS JOIN metrics CROSS JOIN point
-              ON point.run_id = runs.id AND point.metric_id = metrics.id
-              AND point.step > coalesce(json_extract(runs.checkpoint, '$.step'), -1)
-              WHERE runs.state IN ('pending', 'waiting') AND runs.attempt > 0 AND {_of_stage(stage)} GROUP BY runs.id"""
+              WHERE point.run_id = runs.id AND point.metric_id = metrics.id AND point.step > coalesce({saved}, -1)
+              AND runs.state IN ('pending', 'waiting') AND runs.attempt > 0 AND {_of_stage(stage)} GROUP BY runs.id"""
     with db.reading(engine) as connection:
         rows = connection.execute(text(sql), {"stage": stage} if stage else {}).all()
     n = sum(row.n for row in rows)
@@ -436,7 +444,7 @@ _FILES = """SELECT id, checkpoint, checkpoint_prev, nullif(checkpoint_best, chec
 # most artifacts are what the run's row names, too: these are left out
 _ARTIFACTS = """SELECT run_id, path, bytes, sha256, {seen} AS counts
                 FROM artifacts JOIN runs ON runs.id = artifacts.run_id
-                WHERE NOT (coalesce(instr(checkpoint, path), 0) OR coalesce(instr(checkpoint_best, path), 0)) {some}"""
+                WHERE NOT ({last} OR {best}) {some}"""
 _decode = json.JSONDecoder().raw_decode
 
 
@@ -445,8 +453,10 @@ def _named(connection: Connection, stage: str | None, ids: Sequence[int] | None 
 
     Raises ValueError for a row that is not as the queue writes it.
     """
-    some = "" if ids is None else "AND runs.id IN (SELECT value FROM json_each(:ids))"
+    words = db.words(connection)
+    some = "" if ids is None else f"AND runs.id IN {words.listed('ids')}"
     parts = {"seen": _of_stage(stage), "some": some}
+    parts |= {"last": words.contains("checkpoint", "path"), "best": words.contains("checkpoint_best", "path")}
     values = ({"stage": stage} if stage else {}) | ({"ids": json.dumps(ids)} if ids is not None else {})
     found: dict[str, File] = {}
     for run, *saved, counts in connection.execute(text(_FILES.format(**parts)), values):
@@ -503,7 +513,7 @@ def _without_row(engine: Engine, root: Path, paths: Sequence[str]) -> list[str]:
     what a worker may be about to enter."""
     places = {path: _PLACE.fullmatch(path) for path in paths}
     ids = sorted({int(place[1]) for place in places.values() if place})
-    sql = text("SELECT id, attempt, state FROM runs WHERE id IN (SELECT value FROM json_each(:ids))")
+    sql = text(f"SELECT id, attempt, state FROM runs WHERE id IN {db.words(engine).listed('ids')}")
     with db.reading(engine) as connection:
         named = _named(connection, None, ids)
         latest = {row.id: (row.attempt, row.state) for row in connection.execute(sql, {"ids": json.dumps(ids)})}
@@ -598,7 +608,7 @@ def _bytes(n: float) -> str:
 
 def _integrity(engine: Engine, deep: bool, watch: Watch) -> Iterator[Finding]:
     yield Finding("schema", "ok", f"schema {db.SCHEMA}, as this program needs it", None, {"schema": db.SCHEMA})
-    size = Path(engine.url.database or "").stat().st_size
+    size = db.size(engine)
     numbers: dict[str, Any] = {"bytes": size, "looked": deep or size <= LARGE}
     if not numbers["looked"]:
         says = f"a database of {_bytes(size)} was not looked through for damage"
@@ -646,7 +656,12 @@ def _clock(engine: Engine) -> Iterator[Finding]:
 
 
 def _place(engine: Engine) -> Iterator[Finding]:
-    path = Path(engine.url.database or "").resolve()
+    path = db.file_of(engine)
+    if path is None:
+        yield _server(engine)
+        yield _space(engine, None)
+        return
+    path = path.resolve()
     kind, network = db.file_system(path), db.on_network(path)
     numbers: dict[str, Any] = {"file_system": kind, "network": network is not None}
     if network is None:
@@ -672,15 +687,25 @@ def _journal(engine: Engine, path: Path) -> Finding:
     return Finding("journal", "problem", says, hint, numbers)
 
 
-def _space(engine: Engine, path: Path) -> Finding:
+def _server(engine: Engine) -> Finding:
+    says = db.server(engine)
+    off = [name for name in ("fsync", "full_page_writes") if says[name] == "off"]
+    what = f"PostgreSQL {says['server_version']}"
+    if not off:
+        return Finding("server", "ok", f"{what}, which keeps what it has confirmed", None, says)
+    hint = "after a power cut numbers of attempts may repeat, and rows name files that are gone: switch it on"
+    return Finding("server", "problem", f"{what} with {' and '.join(off)} off: it may lose what is written", hint, says)
+
+
+def _space(engine: Engine, path: Path | None) -> Finding:
     _, _, root = db.study(engine)
     free = {}
-    for name, place in (("database", path.parent), ("root", root)):
-        if place.is_dir():
+    for name, place in (("database", path and path.parent), ("root", root)):
+        if place is not None and place.is_dir():
             free[name] = shutil.disk_usage(place).free
-    least = min(free.values())
-    words = f"{_bytes(free['database'])} free for the database"
-    if free.get("root") != free["database"]:
+    least = min(free.values(), default=0)
+    words = f"{_bytes(free['database'])} free for the database" if path else "the database is on a server"
+    if free.get("root") != free.get("database") or not free:
         words += f", {_bytes(free['root'])} for checkpoints" if "root" in free else f"; the folder {root} is not there"
     numbers: dict[str, Any] = {"free_bytes": free}
     if least >= LITTLE:

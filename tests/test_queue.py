@@ -646,7 +646,7 @@ def test_what_a_worker_does_costs_the_same_in_a_table_two_hundred_times_as_big(e
 def test_a_claim_reads_the_head_of_each_queue_from_the_partial_index_and_sorts_no_queue(study: Engine) -> None:
     with db.reading(study) as connection:
         values = {"worker": "w", "now": NOW, "limit": 1, "stage": None, "without": "[]"}
-        plan = connection.execute(text("EXPLAIN QUERY PLAN " + queue._CLAIM), values).all()
+        plan = connection.execute(text("EXPLAIN QUERY PLAN " + queue._claim_statement(connection)), values).all()
 
     [dive] = [step for step in plan if "inner_run" in step.detail]
     assert "SEARCH inner_run USING INDEX ix_runs_claim (" in dive.detail
