@@ -13,6 +13,7 @@ import functools
 import sqlite3
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,9 +144,26 @@ def transaction(engine: Engine, patience: float | None = None) -> Iterator[Conne
     side = _side(engine)
     with _translated(engine, patience), engine.connect() as connection:
         connection = connection.execution_options(**side.writing(patience))
-        with connection.begin():
-            side.be_patient(connection, patience)
-            yield connection
+        whole = False
+        try:
+            with connection.begin():
+                side.be_patient(connection, patience)
+                yield connection
+                whole = True
+        except exc.DBAPIError:
+            if whole:  # it ended while it was committed: nobody knows whether it was
+                _in_doubt.add(engine)
+            raise
+
+
+_in_doubt: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def again(connection: Connection) -> str:
+    """What ends an INSERT of points. A point that is there already is a fault of the run's code, but for one case: the
+    answer to a commit was lost on the way from a server, and the same points are written once more.
+    """
+    return words(connection).point_again if connection.engine in _in_doubt else ""
 
 
 @contextmanager

@@ -544,9 +544,10 @@ def _take(
         moment = db.clock(connection, now)
         connection.execute(text(_WAKE.format(db.words(connection).locked_free)), {"now": moment})
         rows = _claimed(connection, {"worker": worker, "now": moment, "limit": limit, **scope})
-        for row in rows:
-            attempt = {"run": row.id, "attempt": row.attempt, "worker": worker, "now": moment}
-            connection.execute(text(_ATTEMPT), {**provenance, **attempt, "source_sha256": row.source_sha256})
+        same = {**provenance, "worker": worker, "now": moment}
+        made = [same | {"run": r.id, "attempt": r.attempt, "source_sha256": r.source_sha256} for r in rows]
+        if made:
+            connection.execute(text(_ATTEMPT), made)
     return rows
 
 
@@ -558,7 +559,9 @@ def _claim_statement(connection: Connection) -> str:
 def _claimed(connection: Connection, values: Mapping[str, Any]) -> list[Any]:
     statement = text(_claim_statement(connection))
     rows: list[Any] = []
-    for rivals in db.words(connection).rivals:  # the heads of the queues, and more of them only where rivals had all of these
+    for rivals in db.words(
+        connection
+    ).rivals:  # the heads of the queues, and more of them only where rivals had all of these
         if len(rows) < values["limit"]:
             rows += connection.execute(statement, {**values, **rivals, "limit": values["limit"] - len(rows)}).all()
     return sorted(rows, key=lambda row: (-row.priority, row.id))
@@ -640,7 +643,7 @@ def _insert_points(connection: Connection, run: int, points: Iterable[Point]) ->
         for name, step, value in points
     ]
     sql = "INSERT INTO point (run_id, metric_id, step, value) VALUES (:run, :metric, :step, :value)"
-    connection.execute(text(sql + db.words(connection).point_again), rows)
+    connection.execute(text(sql + db.again(connection)), rows)
 
 
 def _metric_ids(connection: Connection, names: set[str]) -> dict[str, int]:

@@ -24,7 +24,7 @@ class SQLite:
     # For each unpaused stage the head of its own queue, then the best of those heads: every look is one dive into a
     # partial index, so the cost does not grow with the table, nor with paused, delayed, running or finished rows.
     without_rowid = " WITHOUT ROWID"  # after a CREATE TABLE with a primary key: the rows lie in its order
-    point_again = ""  # a point that is there already is a fault of the run's code
+    point_again = ""
 
     claim_with = ""
     rivals: Sequence[Mapping[str, int]] = ({},)
@@ -79,7 +79,6 @@ class PostgreSQL:
     locked = " FOR UPDATE"
     locked_free = " FOR UPDATE SKIP LOCKED"
     without_rowid = ""
-    # the answer to a commit may be lost on the way: then the same points are written once more
     point_again = " ON CONFLICT (run_id, metric_id, step) DO UPDATE SET value = excluded.value"
 
     # The same dives as on SQLite, but what they bring is only looked at: the rows are locked in the order of claims,
