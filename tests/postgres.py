@@ -7,6 +7,8 @@ there are none, a test is skipped; under CI or RNNQ_NO_SKIP=1 it fails.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
 import importlib.util
 import itertools
 import os
@@ -82,7 +84,9 @@ class Server:
         words += [word for setting in ("listen_addresses=127.0.0.1", *self.settings) for word in ("-c", setting)]
         log = (self.folder / "log").open("a")
         # a group of its own: what interrupts the tests must not stop the server before they have ended
-        self._process = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True, **self._how())
+        self._process = subprocess.Popen(
+            words, stdout=log, stderr=log, start_new_session=True, preexec_fn=_die_with_me, **self._how()
+        )
         log.close()
         deadline = time.monotonic() + 60
         while not self._answers():
@@ -125,6 +129,12 @@ class Server:
             for statement in statements:
                 connection.execute(text(statement))
         engine.dispose()
+
+
+def _die_with_me() -> None:
+    """In the server, before it begins: when the tests are killed, so is it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGQUIT)  # PR_SET_PDEATHSIG, of Linux alone
 
 
 @cache

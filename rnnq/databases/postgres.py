@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, event, exc, text
+from sqlalchemy import URL, Connection, Engine, TextClause, bindparam, create_engine, event, exc, text
 from sqlalchemy.engine import make_url
 
 from rnnq import host
@@ -111,9 +111,12 @@ def _on_connect(connection: Any, _record: Any) -> None:
 
 
 def _in_our_words(
-    _connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool
+    _connection: Any, _cursor: Any, statement: str, parameters: Any, context: Any, _many: bool
 ) -> tuple[str, Any]:
-    return statement.replace(NOW, POSTGRES_NOW), parameters
+    statement = statement.replace(NOW, POSTGRES_NOW)
+    if isinstance(getattr(context.compiled, "statement", None), TextClause):
+        statement = statement.replace("::INTEGER", "::BIGINT")  # SQLAlchemy takes each number of a list for a small one
+    return statement, parameters
 
 
 def _at_once(cursor: Any, statement: str, parameters: Sequence[Any], _context: Any) -> bool:

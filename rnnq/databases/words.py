@@ -83,23 +83,27 @@ class PostgreSQL:
 
     # The same dives as on SQLite, but what they bring is only looked at: the rows are locked in the order of claims,
     # without those that a rival has, and a row is tested once more as it is locked. MATERIALIZED: inside of IN the
-    # planner may run a SELECT ... LIMIT once for each row, and then takes more rows than the limit. The stage and the
-    # intake are locked for share, so that a pause or a delete waits for this claim, and the next claim for it.
+    # planner may run a SELECT ... LIMIT once for each row, and then takes more rows than the limit. The stages and the
+    # intakes are locked for share, so that a pause or a delete waits for this claim, and the next claim for it; before
+    # the runs, as those do: whoever has locked runs waits for nothing else.
     claim_with = """WITH heads AS MATERIALIZED (
-        SELECT head.id, head.priority FROM intakes
+        SELECT head.id, head.priority, intakes.id AS intake FROM intakes
         JOIN stages ON stages.name = intakes.stage
         CROSS JOIN LATERAL (
             SELECT inner_run.id, inner_run.priority FROM runs AS inner_run
             WHERE inner_run.state = 'pending' AND inner_run.intake = intakes.id AND inner_run.stage = intakes.stage
             ORDER BY inner_run.priority DESC, inner_run.id LIMIT :limit + :rivals) AS head
         WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
-        AND stages.name NOT IN (SELECT json_array_elements_text(CAST(:without AS json)))),
+        AND stages.name NOT IN (SELECT json_array_elements_text(CAST(:without AS json)))
+        ORDER BY head.priority DESC, head.id LIMIT :limit + :rivals),
+    held AS MATERIALIZED (
+        SELECT intakes.id FROM stages JOIN intakes ON intakes.stage = stages.name
+        WHERE intakes.id IN (SELECT intake FROM heads) AND intakes.complete AND NOT stages.paused
+        ORDER BY intakes.id FOR SHARE OF stages, intakes),
     picked AS MATERIALIZED (
-        SELECT runs.id FROM heads JOIN runs ON runs.id = heads.id
-        JOIN intakes ON intakes.id = runs.intake JOIN stages ON stages.name = runs.stage
-        WHERE runs.state = 'pending' AND intakes.complete AND NOT stages.paused
-        ORDER BY heads.priority DESC, heads.id LIMIT :limit
-        FOR UPDATE OF runs SKIP LOCKED FOR SHARE OF stages, intakes)"""
+        SELECT runs.id FROM heads JOIN held ON held.id = heads.intake JOIN runs ON runs.id = heads.id
+        WHERE runs.state = 'pending'
+        ORDER BY heads.priority DESC, heads.id LIMIT :limit FOR UPDATE OF runs SKIP LOCKED)"""
     claimable = "SELECT id FROM picked"
     rivals: Sequence[Mapping[str, int]] = ({"rivals": 64}, {"rivals": 5000})  # that may hold the heads of the queues
 
@@ -188,8 +192,6 @@ def _set(pattern: str, at: int) -> tuple[str, int]:
         if len(inside) > 2 and inside[1] == "-":
             last = inside[2]
         inside = inside[3:] if len(inside) > 2 and inside[1] == "-" else inside[1:]
-        if first <= last:  # z-a is an empty range, and an error to PostgreSQL
-            members.append(_escaped(first) if first == last else f"{_escaped(first)}-{_escaped(last)}")
-    if not members:
-        return ("." if inverted else _NEVER), end + 1
+        # of z-a there is the z alone; to PostgreSQL it is an error
+        members.append(_escaped(first) if first >= last else f"{_escaped(first)}-{_escaped(last)}")
     return f"[{'^' if inverted else ''}{''.join(members)}]", end + 1
