@@ -6,6 +6,7 @@ The tests of the queue, of filters, frames and promotes run there, too: see BOTH
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -145,7 +146,8 @@ def test_the_cost_of_a_claim_does_not_grow_with_the_table(engine: Engine) -> Non
     queue.pause(engine, "paused")
     columns = "stage, intake, family, label, config, group_key, created_at"
     more = f"""INSERT INTO runs ({columns}, fingerprint, state, ended_at)
-               SELECT {columns}, :state || :turn || n, :state, CASE :state WHEN 'done' THEN 1 END FROM runs, generate_series(1, 5000) AS n WHERE fingerprint = 'f0'"""
+               SELECT {columns}, :state || :turn || n, :state, CASE :state WHEN 'done' THEN 1 END
+               FROM runs, generate_series(1, 5000) AS n WHERE fingerprint = 'f0'"""
     visited = []
     for turn in "ab":
         for state in ("pending", "done"):
@@ -803,7 +805,7 @@ def test_workers_train_every_run_once_although_one_is_killed(tmp_path: Path) -> 
     url = postgres.fresh()
     with Study(tmp_path, lease=2.0, address=url) as study:
         study.rnnq("init", study.define(COUNTED.replace("RUNS", "48")))
-        doomed = study.worker({"at": "step", "do": "kill", "step": 10}, every=5)
+        doomed = study.worker({"at": "restored", "do": "kill"})
         workers = [study.start("rnnq", "worker", "--device", "cpu") for _ in range(3)]
         doomed.end(-signal.SIGKILL)
         for worker in workers:
@@ -821,9 +823,9 @@ def test_workers_ride_out_a_server_that_crashes_and_comes_again(tmp_path: Path) 
     url = server.create("study")
     with Study(tmp_path, lease=10.0, address=url) as study:
         study.rnnq("init", study.define(COUNTED.replace("RUNS", "40")))
-        workers = [study.worker({"at": "step", "do": "wait", "step": 10}, every=5) for _ in range(3)]
+        workers = [study.worker({"at": "restored", "do": "wait"}) for _ in range(3)]
         for worker in workers:
-            worker.expect("stopped")
+            worker.expect("trapped")
         study.forget()
         server.stop(signal.SIGQUIT)
         for worker in workers:
