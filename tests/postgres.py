@@ -44,11 +44,27 @@ def programs() -> Path | None:
     places += [Path(on_path).resolve().parent] if on_path else []
     debian = Path("/usr/lib/postgresql").glob("*/bin")
     places += sorted(debian, key=lambda path: float(path.parent.name), reverse=True)
-    return next((place for place in places if all((place / name).is_file() for name in PROGRAMS)), None)
+    return next((place for place in places if all(_runs(place / name) for name in PROGRAMS)), None)
+
+
+def _runs(program: Path) -> bool:
+    """Whether a program is there, and may be run by whom it will be run."""
+    try:
+        return subprocess.run([program, "--version"], capture_output=True, **_rights()).returncode == 0
+    except OSError:
+        return False
+
+
+def _rights() -> dict[str, Any]:
+    """The server refuses to be root's: for root it is nobody's."""
+    if os.geteuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
 class Server:
-    """A running server. It refuses to be root's, so for root it is nobody's."""
+    """A running server."""
 
     def __init__(self, *settings: str) -> None:
         found = programs()
@@ -60,11 +76,9 @@ class Server:
         self.bin = found
         self.settings = (*FAST, *settings)
         self.folder = Path(tempfile.mkdtemp(prefix="rnnq-pg-", dir="/tmp"))  # a socket's path must be short
-        self.rights: dict[str, Any] = {}
-        if os.geteuid() == 0:
-            nobody = pwd.getpwnam("nobody")
-            os.chown(self.folder, nobody.pw_uid, nobody.pw_gid)
-            self.rights = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        self.rights = _rights()
+        if self.rights:
+            os.chown(self.folder, self.rights["user"], self.rights["group"])
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
