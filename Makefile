@@ -22,6 +22,6 @@ test: install
 test-slow: install
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
-# What the tests need beyond Python (servers, a browser). Nothing yet.
-test-deps:
-	@true
+# What the tests need beyond Python. A PostgreSQL server comes with the packages of dev, where there is one to install.
+test-deps: install
+	@$(BIN)/python -c "from tests import postgres; print('PostgreSQL:', postgres.programs() or exit('none: see PG_BIN'))"

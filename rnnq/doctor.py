@@ -349,10 +349,10 @@ def _order(found: Replay) -> Finding:
 
 def _points(engine: Engine, stage: str | None) -> Iterator[Finding]:
     # by metric, so that only the points beyond the checkpoint are visited
+    saved = db.words(engine).step_of("runs.checkpoint")
     sql = f"""SELECT runs.id, count(*) AS n FROM runs CROSS JOIN metrics CROSS JOIN point
-              ON point.run_id = runs.id AND point.metric_id = metrics.id
-              AND point.step > coalesce(json_extract(runs.checkpoint, '$.step'), -1)
-              WHERE runs.state IN ('pending', 'waiting') AND runs.attempt > 0 AND {of_stage(stage)} GROUP BY runs.id"""
+              WHERE point.run_id = runs.id AND point.metric_id = metrics.id AND point.step > coalesce({saved}, -1)
+              AND runs.state IN ('pending', 'waiting') AND runs.attempt > 0 AND {of_stage(stage)} GROUP BY runs.id"""
     with db.reading(engine) as connection:
         rows = connection.execute(text(sql), {"stage": stage} if stage else {}).all()
     n = sum(row.n for row in rows)
@@ -541,7 +541,7 @@ def _bytes(n: float) -> str:
 
 def _integrity(engine: Engine, deep: bool, watch: Watch) -> Iterator[Finding]:
     yield Finding("schema", "ok", f"schema {db.SCHEMA}, as this program needs it", None, {"schema": db.SCHEMA})
-    size = Path(engine.url.database or "").stat().st_size
+    size = db.size(engine)
     numbers: dict[str, Any] = {"bytes": size, "looked": deep or size <= LARGE}
     if not numbers["looked"]:
         says = f"a database of {_bytes(size)} was not looked through for damage"
@@ -589,7 +589,12 @@ def _clock(engine: Engine) -> Iterator[Finding]:
 
 
 def _place(engine: Engine) -> Iterator[Finding]:
-    path = Path(engine.url.database or "").resolve()
+    path = db.file_of(engine)
+    if path is None:
+        yield _server(engine)
+        yield _space(engine, None)
+        return
+    path = path.resolve()
     kind, network = db.file_system(path), db.on_network(path)
     numbers: dict[str, Any] = {"file_system": kind, "network": network is not None}
     if network is None:
@@ -615,15 +620,25 @@ def _journal(engine: Engine, path: Path) -> Finding:
     return Finding("journal", "problem", says, hint, numbers)
 
 
-def _space(engine: Engine, path: Path) -> Finding:
+def _server(engine: Engine) -> Finding:
+    says = db.server(engine)
+    off = [name for name in ("fsync", "full_page_writes") if says[name] == "off"]
+    what = f"PostgreSQL {says['server_version']}"
+    if not off:
+        return Finding("server", "ok", f"{what}, which keeps what it has confirmed", None, says)
+    hint = "after a power cut numbers of attempts may repeat, and rows name files that are gone: switch it on"
+    return Finding("server", "problem", f"{what} with {' and '.join(off)} off: it may lose what is written", hint, says)
+
+
+def _space(engine: Engine, path: Path | None) -> Finding:
     _, _, root = db.study(engine)
     free = {}
-    for name, place in (("database", path.parent), ("root", root)):
-        if place.is_dir():
+    for name, place in (("database", path and path.parent), ("root", root)):
+        if place is not None and place.is_dir():
             free[name] = shutil.disk_usage(place).free
-    least = min(free.values())
-    words = f"{_bytes(free['database'])} free for the database"
-    if free.get("root") != free["database"]:
+    least = min(free.values(), default=0)
+    words = f"{_bytes(free['database'])} free for the database" if path else "the database is on a server"
+    if free.get("root") != free.get("database") or not free:
         words += f", {_bytes(free['root'])} for checkpoints" if "root" in free else f"; the folder {root} is not there"
     numbers: dict[str, Any] = {"free_bytes": free}
     if least >= LITTLE:

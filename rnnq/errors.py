@@ -4,6 +4,7 @@
     ├── InputError            exit 2: the user's input; lists everything that is wrong at once
     │   └── DataError         a corpus that is missing, too short, or not the one of the stage
     ├── DatabaseError         the database could not be opened, locked or written
+    │   └── Conflict          it undid a transaction that another one was in the way of
     ├── LeaseLost             somebody else owns the run now
     ├── WorkerBroken          several different runs failed at once on this worker: it is to blame, or may be
     ├── CheckpointError       a checkpoint file that cannot be written, or not be read just now
@@ -53,6 +54,10 @@ class DatabaseError(RnnqError):
     """The database could not be opened, locked, read or written."""
 
     cause = "database"
+
+
+class Conflict(DatabaseError):
+    """Two writers met, and the database undid the transaction of one; it may be run again from its start."""
 
 
 class LeaseLost(RnnqError):

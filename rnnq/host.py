@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
@@ -102,10 +103,16 @@ def seconds_from_environment(variable: str, default: float, least: float = 0.0) 
 
 
 def command_line() -> str:
-    """The command as one could type it again."""
+    """The command as one could type it again, but for passwords in addresses."""
     program = Path(sys.argv[0])
     words = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name or "python"]
-    return shlex.join([*words, *sys.argv[1:]])
+    return shlex.join(map(masked, [*words, *sys.argv[1:]]))
+
+
+def masked(word: str) -> str:
+    """A word with *** for the password of an address in it."""
+    word = re.sub(r"(?<=://)([^:/@\s]*):\S*@", r"\1:***@", word)
+    return re.sub(r"(?<=[?&]password=)[^&\s]*", "***", word)
 
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:

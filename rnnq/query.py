@@ -16,13 +16,13 @@ Nothing of the text reaches the SQL but names that are known; values are bound p
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rnnq.databases.words import OF, Words
 from rnnq.errors import InputError, nearest
 
 LONGEST = 10_000  # characters of a filter
@@ -61,7 +61,7 @@ COLUMNS = {
 STATES = ("waiting", "pending", "running", "done", "failed", "cancelled", "skipped")
 OPEN = STATES[:3]  # neither ended nor left out
 
-_FUNCTIONS = {"mean": "avg", "median": "median", "std": "std", "min": "min", "max": "max", "n": "count"}
+_FUNCTIONS = ("mean", "median", "std", "min", "max", "n")
 _KEYWORDS = ("and", "or", "not", "in")
 _COMPARISONS = ("=", "==", "!=", "<", "<=", ">", ">=")
 _FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
@@ -88,13 +88,14 @@ class Condition:
     params: Mapping[str, Any]
 
 
-def compile(text: str, scope: Scope) -> Condition:
-    """The SQL that a filter means. Raises InputError with a caret under each wrong name, type or sign.
+def compile(text: str, scope: Scope, words: Words = OF["sqlite"]) -> Condition:
+    """The SQL that a filter means, in the words of a database. Raises InputError with a caret under each wrong name,
+    type or sign.
 
     On SQLite the connection must know the aggregates std and median.
     """
     tree = _Parser(text).tree()
-    compiler = _Compiler(scope)
+    compiler = _Compiler(scope, words)
     sql = compiler.sql(tree)
     if compiler.problems:
         raise _error(text, compiler.problems)
@@ -474,8 +475,9 @@ class _Term:
 class _Compiler:
     """Tree -> SQL. Notes every problem instead of stopping at the first."""
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, words: Words) -> None:
         self.scope = scope
+        self.words = words
         self.params: dict[str, Any] = {}
         self.problems: dict[_Problem, None] = {}  # a set that keeps its order; in a chain a name is looked up twice
 
@@ -516,7 +518,7 @@ class _Compiler:
         if operator in _FLIPPED and not term.is_number:
             return self._note(node.operator, f"{node.operator.text} compares numbers; {term.need}")
         if term.type == TAG:
-            has = self._tagged("=", self._other(term, right))
+            has = self._tagged(f"tags.tag = {self._other(term, right)}")
             return f"NOT {has}" if operator == "!=" else has
         return f"{term.sql} {'=' if operator == '==' else operator} {self._other(term, right)}"
 
@@ -526,8 +528,11 @@ class _Compiler:
             return _NOTHING
         if term.type not in ("str", "state", TAG):
             return self._note(node.operator, f"{node.operator.text} compares text; {term.need}")
-        pattern = self._literal(_Term(term.name, term.sql, "str"), node.pattern)
-        glob = self._tagged("GLOB", pattern) if term.type == TAG else f"{term.sql} GLOB {pattern}"
+        if node.pattern.kind == "number":
+            return self._literal(_Term(term.name, term.sql, "str"), node.pattern)  # for its problem
+        tagged = term.type == TAG
+        glob = self.words.matches("tags.tag" if tagged else term.sql, node.pattern.text, self._bind)
+        glob = self._tagged(glob) if tagged else glob
         return f"NOT ({glob})" if node.operator.kind == "!~" else glob
 
     def _among(self, node: _Among) -> str:
@@ -536,13 +541,13 @@ class _Compiler:
             return _NOTHING
         values = ", ".join(self._literal(term, value) for value in node.values)
         if term.type == TAG:
-            has = self._tagged("IN", f"({values})")
+            has = self._tagged(f"tags.tag IN ({values})")
             return f"NOT {has}" if node.negated else has
         return f"{term.sql} {'NOT IN' if node.negated else 'IN'} ({values})"
 
     @staticmethod
-    def _tagged(operator: str, value: str) -> str:
-        return f"EXISTS (SELECT 1 FROM tags WHERE tags.run_id = runs.id AND tags.tag {operator} {value})"
+    def _tagged(condition: str) -> str:
+        return f"EXISTS (SELECT 1 FROM tags WHERE tags.run_id = runs.id AND {condition})"
 
     # both sides of a condition
 
@@ -601,7 +606,7 @@ class _Compiler:
             self._note(aggregate.name, f"{word} takes a number; {term.need}")
             return None
         same_group = "g.stage = runs.stage AND g.group_key = runs.group_key"
-        sql = f"(SELECT {_FUNCTIONS[word]}({term.sql}) FROM runs AS g WHERE {same_group})"
+        sql = f"(SELECT {self.words.aggregate(word, term.sql)} FROM runs AS g WHERE {same_group})"
         return _Term(f"{word}({term.name})", sql, "float")
 
     def _name(self, token: _Token, table: str, missing: str = "no such name") -> _Term | None:
@@ -638,12 +643,8 @@ class _Compiler:
     def _inside(self, name: str, table: str, column: str, key: str) -> _Term:
         """A value inside a JSON column. Nested config fields are nested objects; a metric's name may have dots."""
         keys = key.split(".") if column == "config" else [key]
-        # JSON text is ASCII, and SQLite before 3.45 compares keys as they are written there
-        path = "$" + "".join("." + json.dumps(part) for part in keys)
-        # a plain path is written out, so that an index on the expression serves; any other is bound
-        shown = f"'{path}'" if re.fullmatch(r"[A-Za-z0-9_.]+", key) else self._bind(path)
         kind = self.scope.fields[key] if column == "config" else "float"
-        return _Term(name, f"json_extract({table}.{column}, {shown})", kind)
+        return _Term(name, self.words.field(f"{table}.{column}", keys, kind, self._bind), kind)
 
     def _bind(self, value: Any) -> str:
         name = f"q{len(self.params)}"

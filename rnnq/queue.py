@@ -17,6 +17,7 @@ import functools
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from unicodedata import category
 from sqlalchemy import Connection, Engine, bindparam, text
 
 from rnnq import db, host
-from rnnq.errors import DatabaseError, InputError, LeaseLost
+from rnnq.errors import Conflict, DatabaseError, InputError, LeaseLost
 
 CHUNK = 2000  # rows a transaction of init inserts: about 0.05 s, so that nobody's heartbeat waits long
 LOST_LIMIT = 3  # attempts lost in a row without a new checkpoint, after which a run fails
@@ -195,19 +196,26 @@ def _refuse_changed(connection: Connection, stages: Sequence[NewStage]) -> None:
 
 def _open_intakes(engine: Engine, stages: Sequence[NewStage]) -> dict[str, int]:
     while True:
-        with db.transaction(engine) as connection:
-            rivals = [rival for stage in stages for rival in _rivals(connection, stage.name)]
-            if not rivals:
-                return {stage.name: _open_intake(connection, stage) for stage in stages}
-            dead = [intake for intake, alive in rivals if not alive]
-            for intake in dead:  # should it only have slept, it finds out before it writes another row
-                connection.execute(
-                    text("UPDATE intakes SET removing = :yes WHERE id = :id"), {"id": intake, "yes": True}
-                )
+        opened, dead = _open_or_look(engine, stages)
+        if opened is not None:
+            return opened
         for intake in dead:
             _remove_intake(engine, intake)
         if not dead:
             time.sleep(0.05)  # a living init adds to one of our stages: it ends soon
+
+
+@db.retried
+def _open_or_look(engine: Engine, stages: Sequence[NewStage]) -> tuple[dict[str, int] | None, list[int]]:
+    """An intake for each of the stages, all at once; or None, and the intakes in the way whose inits are dead."""
+    with db.transaction(engine) as connection:
+        rivals = [rival for stage in stages for rival in _rivals(connection, stage.name)]
+        if not rivals:
+            return {stage.name: _open_intake(connection, stage) for stage in stages}, []
+        dead = sorted(intake for intake, alive in rivals if not alive)
+        for intake in dead:  # should it only have slept, it finds out before it writes another row
+            connection.execute(text("UPDATE intakes SET removing = :yes WHERE id = :id"), {"id": intake, "yes": True})
+    return None, dead
 
 
 def _rivals(connection: Connection, stage: str) -> list[tuple[int, bool]]:
@@ -221,8 +229,11 @@ def _rivals(connection: Connection, stage: str) -> list[tuple[int, bool]]:
 def _open_intake(connection: Connection, stage: NewStage) -> int:
     _write_stage(connection, stage, "INSERT INTO stages ({names}) VALUES ({values}) ON CONFLICT (name) DO NOTHING")
     sql = f"""INSERT INTO intakes (stage, complete, host, pid, pid_start, beat_at)
-              VALUES (:stage, :no, :host, :pid, :start, {db.NOW}) RETURNING id"""
-    return int(connection.execute(text(sql), {"stage": stage.name, "no": False, **_me()}).scalar_one())
+              VALUES (:stage, :no, :host, :pid, :start, {db.NOW}) ON CONFLICT DO NOTHING RETURNING id"""
+    found = connection.execute(text(sql), {"stage": stage.name, "no": False, **_me()}).scalar()
+    if found is None:  # of a rival that began between our look and now
+        raise Conflict(f"another init adds to stage {stage.name}")
+    return int(found)
 
 
 def _me() -> dict[str, Any]:
@@ -266,10 +277,15 @@ def _insert_runs(engine: Engine, intakes: Mapping[str, int], stage: NewStage) ->
     primary = next((str(metric["name"]) for metric in stage.metrics if metric["primary"]), "loss")
     for start in range(0, len(fresh), CHUNK):
         rows = [same | _row_of(run, primary) for run in fresh[start : start + CHUNK]]
-        with db.transaction(engine) as connection:
-            _hold(connection, intakes)
-            connection.execute(text(sql), rows)
+        _insert_chunk(engine, intakes, sql, rows)
         time.sleep(0.02)  # leave a gap in which a waiting heartbeat finds the lock free
+
+
+@db.retried
+def _insert_chunk(engine: Engine, intakes: Mapping[str, int], sql: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    with db.transaction(engine) as connection:
+        _hold(connection, intakes)
+        connection.execute(text(sql), rows)
 
 
 _RUN_FIELDS = ("label", "config", "fingerprint", "group_key", "seed", "pack_key", "budget", "message")
@@ -298,6 +314,7 @@ def _hold(connection: Connection, intakes: Mapping[str, int]) -> None:
             raise DatabaseError(f"{why}; nothing was added", "start it again")
 
 
+@db.retried
 def _complete(engine: Engine, intakes: Mapping[str, int], stages: Sequence[NewStage]) -> None:
     with db.transaction(engine) as connection:
         _hold(connection, intakes)
@@ -346,19 +363,27 @@ def _remove_intake(engine: Engine, intake: int) -> None:
     chunk = 100  # runs; some have thousands of points
     while True:
         began = time.monotonic()
-        with db.transaction(engine) as connection:
-            if connection.execute(text("SELECT complete FROM intakes WHERE id = :id"), {"id": intake}).scalar():
-                return
-            if not _remove_runs(connection, intake, chunk):
-                connection.execute(text("DELETE FROM intakes WHERE id = :id"), {"id": intake})
-                return
+        if not _remove_some(engine, intake, chunk):
+            return
         took = time.monotonic() - began
         chunk = min(CHUNK, chunk * 2) if took < 0.1 else max(1, chunk // 2) if took > 0.3 else chunk
         time.sleep(0.02)
 
 
+@db.retried
+def _remove_some(engine: Engine, intake: int, limit: int) -> bool:
+    """Whether more is to be removed."""
+    with db.transaction(engine) as connection:
+        if connection.execute(text("SELECT complete FROM intakes WHERE id = :id"), {"id": intake}).scalar():
+            return False
+        if _remove_runs(connection, intake, limit):
+            return True
+        connection.execute(text("DELETE FROM intakes WHERE id = :id"), {"id": intake})
+    return False
+
+
 def _remove_runs(connection: Connection, intake: int, limit: int) -> int:
-    sql = "SELECT id FROM runs WHERE intake = :id LIMIT :limit"
+    sql = f"SELECT id FROM runs WHERE intake = :id LIMIT :limit{db.words(connection).locked}"
     runs = connection.execute(text(sql), {"id": intake, "limit": limit}).scalars().all()
     connection.execute(text(f"UPDATE intakes SET beat_at = {db.NOW} WHERE id = :id"), {"id": intake})
     if runs:
@@ -371,6 +396,7 @@ def _remove_runs(connection: Connection, intake: int, limit: int) -> int:
 # ------------------------------------------------------------------------------------------------------- workers
 
 
+@db.retried
 def register(engine: Engine, worker: str, device: str, scope: Mapping[str, Any]) -> None:
     """Enter a worker, so that others see it and can tell whether it still lives."""
     sql = f"""INSERT INTO workers (id, host, pid, pid_start, device, scope, command_line, state, started_at, beat_at)
@@ -380,6 +406,7 @@ def register(engine: Engine, worker: str, device: str, scope: Mapping[str, Any])
         connection.execute(text(sql), values)
 
 
+@db.retried
 def leave(engine: Engine, worker: str, message: str) -> None:
     """A worker says goodbye."""
     sql = f"UPDATE workers SET state = 'left', left_at = {db.NOW}, message = :message WHERE id = :id"
@@ -393,8 +420,12 @@ def beat(engine: Engine, worker: str, held: Iterable[tuple[int, int]], now: floa
     Returns {run: wish} for those that are still ours; the wish is "" when there is none. A run whose claim was
     answered but never heard is not named, and so expires.
     """
-    pairs = list(held)
-    marks = ", ".join(f"(:r{i}, :a{i})" for i in range(len(pairs))) or "(NULL, NULL)"
+    return _beat(engine, worker, list(held), now)
+
+
+@db.retried
+def _beat(engine: Engine, worker: str, pairs: Sequence[tuple[int, int]], now: float | None) -> dict[int, str]:
+    marks = ", ".join(f"(:r{i}, :a{i})" for i in range(len(pairs)))
     values: dict[str, Any] = {f"r{i}": run for i, (run, _) in enumerate(pairs)}
     values |= {f"a{i}": attempt for i, (_, attempt) in enumerate(pairs)}
     renew = f"""UPDATE runs SET lease_until = :now + (SELECT lease_s FROM study)
@@ -404,9 +435,21 @@ def beat(engine: Engine, worker: str, held: Iterable[tuple[int, int]], now: floa
     with db.transaction(engine) as connection:
         values |= {"worker": worker, "now": db.clock(connection, now)}
         connection.execute(text(alive), {"worker": worker, "now": values["now"]})
+        if not pairs:
+            return {}
+        _lock(connection, [run for run, _ in pairs])
         return {row.id: row.wish or "" for row in connection.execute(text(renew), values).all()}
 
 
+def _lock(connection: Connection, runs: Sequence[int]) -> None:
+    """Before several runs are changed: lock them in the order of their ids, so that no two writers wait in a ring."""
+    locked = db.words(connection).locked
+    if locked:
+        sql = text(f"SELECT id FROM runs WHERE id IN :runs ORDER BY id{locked}")
+        connection.execute(sql.bindparams(bindparam("runs", list(runs), expanding=True)))
+
+
+@db.retried
 def ask_to_leave(engine: Engine, worker: str, wish: str) -> bool:
     """Ask a live worker to leave: "stop" at once, with its run given back, or "drain" after the run at hand.
 
@@ -454,21 +497,12 @@ class Claim:
     data: Mapping[str, str]  # {corpus: sha256} of the stage
 
 
-# For each unpaused stage the head of its own queue, then the best of those heads: every look is one dive into a
-# partial index, so the cost does not grow with the table, nor with paused, delayed, running or finished rows.
+# the cost does not grow with the table: see `claimable` in rnnq/databases/words.py
 _CLAIM = """
+{with_}
 UPDATE runs SET state = 'running', attempt = attempt + 1, worker = :worker, wish = NULL, message = NULL, cause = NULL,
                 lease_until = :now + (SELECT lease_s FROM study), started_at = coalesce(started_at, :now)
-WHERE state = 'pending' AND id IN (
-    SELECT head.id FROM intakes
-    JOIN stages ON stages.name = intakes.stage
-    JOIN runs AS head ON head.id IN (
-        SELECT inner_run.id FROM runs AS inner_run
-        WHERE inner_run.state = 'pending' AND inner_run.intake = intakes.id AND inner_run.stage = intakes.stage
-        ORDER BY inner_run.priority DESC, inner_run.id LIMIT :limit)
-    WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
-    AND stages.name NOT IN (SELECT value FROM json_each(:without))
-    ORDER BY head.priority DESC, head.id LIMIT :limit)
+WHERE state = 'pending' AND id IN ({claimable})
 RETURNING id, attempt, lease_until, stage, family, label, config, fingerprint, pack_key, budget, steps_done,
           checkpoint, checkpoint_prev, checkpoint_best, priority,
           (SELECT CASE WHEN family_in_source THEN source END FROM stages WHERE name = runs.stage) AS source,
@@ -476,10 +510,8 @@ RETURNING id, attempt, lease_until, stage, family, label, config, fingerprint, p
           (SELECT data FROM stages WHERE name = runs.stage) AS data
 """
 
-# of one shape only, through the index that begins with it
-_CLAIM_ALIKE = _CLAIM.replace(" ORDER BY inner_run", " AND inner_run.pack_key = :pack_key ORDER BY inner_run")
-
-_WAKE = "UPDATE runs SET state = 'pending', wake_at = NULL WHERE state = 'waiting' AND wake_at <= :now"
+_WAKE = """UPDATE runs SET state = 'pending', wake_at = NULL WHERE id IN (
+               SELECT id FROM runs WHERE state = 'waiting' AND wake_at <= :now{})"""
 
 _ATTEMPT = """
 INSERT INTO attempts (run_id, attempt, worker, host, device, started_at, git_commit, git_dirty, command_line,
@@ -507,18 +539,48 @@ def claim(
     not that all is done. `provenance` goes into the attempt's row: host, device, git_commit, git_dirty,
     command_line, versions.
     """
+    scope = {"stage": stage, "without": _dump(list(without))}
+    if kind is not None:
+        scope |= {"stage": kind[0], "pack_key": kind[1]}
+    return [_claim_of(row, worker) for row in _take(engine, worker, provenance, limit, scope, now)]
+
+
+@db.retried
+def _take(
+    engine: Engine,
+    worker: str,
+    provenance: Mapping[str, Any],
+    limit: int,
+    scope: Mapping[str, Any],
+    now: float | None,
+) -> list[Any]:
     with db.transaction(engine) as connection:
         moment = db.clock(connection, now)
-        connection.execute(text(_WAKE), {"now": moment})
-        values = {"worker": worker, "now": moment, "limit": limit, "stage": stage, "without": _dump(list(without))}
-        if kind is not None:
-            values |= {"stage": kind[0], "pack_key": kind[1]}
-        rows = connection.execute(text(_CLAIM if kind is None else _CLAIM_ALIKE), values).all()
-        rows = sorted(rows, key=lambda row: (-row.priority, row.id))
-        for row in rows:
-            attempt = {"run": row.id, "attempt": row.attempt, "worker": worker, "now": moment}
-            connection.execute(text(_ATTEMPT), {**provenance, **attempt, "source_sha256": row.source_sha256})
-    return [_claim_of(row, worker) for row in rows]
+        connection.execute(text(_WAKE.format(db.words(connection).locked_free)), {"now": moment})
+        rows = _claimed(connection, {"worker": worker, "now": moment, "limit": limit, **scope})
+        same = {**provenance, "worker": worker, "now": moment}
+        made = [same | {"run": r.id, "attempt": r.attempt, "source_sha256": r.source_sha256} for r in rows]
+        if made:
+            connection.execute(text(_ATTEMPT), made)
+    return rows
+
+
+def _claim_statement(connection: Connection, alike: bool = False) -> str:
+    """Of one shape only, through the index that begins with it; or of any."""
+    words = db.words(connection)
+    found = _CLAIM.format(with_=words.claim_with, claimable=words.claimable)
+    some = " AND inner_run.pack_key = :pack_key ORDER BY inner_run"
+    return re.sub(r"\s+ORDER BY inner_run", some, found) if alike else found
+
+
+def _claimed(connection: Connection, values: Mapping[str, Any]) -> list[Any]:
+    statement = text(_claim_statement(connection, "pack_key" in values))
+    rows: list[Any] = []
+    # the heads of the queues, and more of them only where rivals had all of these
+    for rivals in db.words(connection).rivals:
+        if len(rows) < values["limit"]:
+            rows += connection.execute(statement, {**values, **rivals, "limit": values["limit"] - len(rows)}).all()
+    return sorted(rows, key=lambda row: (-row.priority, row.id))
 
 
 @dataclass(frozen=True)
@@ -541,7 +603,7 @@ MANY = 4096
 
 def ahead(engine: Engine, stage: str | None = None, without: Iterable[str] = ()) -> Ahead | None:
     """What `claim` would take now; None when nothing is pending. Nothing is promised: others claim meanwhile."""
-    head = """SELECT head.id, head.stage, head.family, head.config, head.budget, head.pack_key, stages.source_sha256,
+    head = f"""SELECT head.id, head.stage, head.family, head.config, head.budget, head.pack_key, stages.source_sha256,
                      CASE WHEN stages.family_in_source THEN stages.source END AS source
               FROM intakes JOIN stages ON stages.name = intakes.stage
               JOIN runs AS head ON head.id = (
@@ -550,7 +612,7 @@ def ahead(engine: Engine, stage: str | None = None, without: Iterable[str] = ())
                   AND inner_run.stage = intakes.stage
                   ORDER BY inner_run.priority DESC, inner_run.id LIMIT 1)
               WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
-              AND stages.name NOT IN (SELECT value FROM json_each(:without))
+              AND stages.name NOT IN {db.words(engine).words("without")}
               ORDER BY head.priority DESC, head.id LIMIT 1"""
     alike = """SELECT count(*) FROM (
                    SELECT 1 FROM intakes JOIN runs ON runs.intake = intakes.id AND runs.stage = intakes.stage
@@ -586,6 +648,7 @@ def packs(engine: Engine, shape: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
+@db.retried
 def remember_pack(engine: Engine, shape: str, members: int, equal: bool | None, rate: float | None, fits: bool) -> None:
     """What a worker has found out about packs of so many members; the newest counts."""
     sql = f"""INSERT INTO packs (shape, members, equal, rate, fits, found_at)
@@ -630,12 +693,13 @@ def has_open(engine: Engine, stage: str | None = None, without: Iterable[str] = 
     """Whether anything in the scope is open: looks at one row, not at all of them."""
     sql = """SELECT 1 FROM intakes JOIN stages ON stages.name = intakes.stage
              WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
-             AND stages.name NOT IN (SELECT value FROM json_each(:without))
+             AND stages.name NOT IN {}
              AND EXISTS (SELECT 1 FROM runs WHERE runs.intake = intakes.id AND runs.stage = intakes.stage
                          AND runs.state IN ('waiting', 'pending', 'running')) LIMIT 1"""
     with db.reading(engine) as connection:
         values = {"stage": stage, "without": _dump(list(without))}
-        return connection.execute(text(sql), values).first() is not None
+        statement = text(sql.format(db.words(connection).words("without")))
+        return connection.execute(statement, values).first() is not None
 
 
 # ------------------------------------------------------------------------------------------- the owner's writes
@@ -695,14 +759,17 @@ def _insert_points(connection: Connection, run: int, points: Iterable[Point]) ->
         for name, step, value in points
     ]
     sql = "INSERT INTO point (run_id, metric_id, step, value) VALUES (:run, :metric, :step, :value)"
-    connection.execute(text(sql), rows)
+    connection.execute(text(sql + db.again(connection)), rows)
 
 
 def _metric_ids(connection: Connection, names: set[str]) -> dict[str, int]:
     known = {row.name: row.id for row in connection.execute(text("SELECT id, name FROM metrics"))}
     for name in sorted(names - known.keys()):
-        sql = "INSERT INTO metrics (name) VALUES (:name) RETURNING id"
-        known[name] = connection.execute(text(sql), {"name": name}).scalar_one()
+        # in order, as others may enter the same names: whoever comes second waits, and reads the number of the first
+        sql = "INSERT INTO metrics (name) VALUES (:name) ON CONFLICT DO NOTHING RETURNING id"
+        made = connection.execute(text(sql), {"name": name}).scalar()
+        again = text("SELECT id FROM metrics WHERE name = :name")
+        known[name] = made if made is not None else connection.execute(again, {"name": name}).scalar_one()
     return known
 
 
@@ -719,6 +786,7 @@ class Start:
 
 
 @_fenced
+@db.retried
 def restore(engine: Engine, claim: Claim, start: Start) -> None:
     """Before training goes on: make the run's points equal to the checkpoint's curve.
 
@@ -742,18 +810,19 @@ def restore(engine: Engine, claim: Claim, start: Start) -> None:
 
 
 @_fenced
+@db.retried
 def record(
     engine: Engine,
     claim: Claim,
     step: int,
     points: Iterable[Point] = (),
     checkpoint: Saved | None = None,
-    patience: float = db.BUSY,
+    patience: float | None = None,
 ) -> list[str]:
     """Write points, and a new checkpoint when there is one, in one fenced transaction.
 
-    `patience` is how many seconds to wait for the write lock. Returns the paths of files that the row named before
-    and no longer names: only now may they go. Raises LeaseLost.
+    `patience` is how many seconds to wait for a lock, by default db.BUSY. Returns the paths of files that the row named
+    before and no longer names: only now may they go. Raises LeaseLost.
     """
     with db.transaction(engine, patience) as connection:
         before = _files(connection, claim.run)
@@ -769,6 +838,7 @@ def record(
         return _let_go(connection, claim.run, before)
 
 
+@db.retried
 def record_together(
     engine: Engine, progress: Sequence[tuple[Claim, int, Sequence[Point]]], patience: float = db.BUSY
 ) -> list[int]:
@@ -800,12 +870,14 @@ def _let_go(connection: Connection, run: int, before: set[str]) -> list[str]:
 
 
 def _files(connection: Connection, run: int) -> set[str]:
-    sql = "SELECT checkpoint, checkpoint_prev, checkpoint_best FROM runs WHERE id = :run"
+    """The paths that the row names; it is ours from here on, so that they are those that a write replaces."""
+    sql = f"SELECT checkpoint, checkpoint_prev, checkpoint_best FROM runs WHERE id = :run{db.words(connection).locked}"
     row = connection.execute(text(sql), {"run": run}).one_or_none()
     return {_load(value)["path"] for value in row or () if value is not None}
 
 
 @_fenced
+@db.retried
 def finish(
     engine: Engine,
     claim: Claim,
@@ -846,6 +918,7 @@ def _insert_artifact(connection: Connection, run: int, kind: str, saved: Saved) 
 
 
 @_fenced
+@db.retried
 def fail(
     engine: Engine,
     claim: Claim,
@@ -864,7 +937,7 @@ def fail(
     message, points = clean_text(message), list(points)
     heals = cause in HEALING if heals is None else heals
     with db.transaction(engine) as connection:
-        sql = text("SELECT failures, wish FROM runs WHERE id = :run")
+        sql = text(f"SELECT failures, wish FROM runs WHERE id = :run{db.words(connection).locked}")
         row = connection.execute(sql, {"run": claim.run}).one_or_none()
         if row is None:
             raise _lease_lost(connection, claim)
@@ -890,13 +963,14 @@ def fail(
 
 
 @_fenced
+@db.retried
 def release(engine: Engine, claim: Claim, message: str = "", alone: bool = False, trace: str = "") -> str:
     """Give the run back uncounted, with its checkpoints: it is pending again, or cancelled where that was wished.
 
     `alone`: until its next checkpoint no worker trains it in a pack. Returns its new state. Raises LeaseLost.
     """
     with db.transaction(engine) as connection:
-        sql = "SELECT wish FROM runs WHERE id = :run"
+        sql = f"SELECT wish FROM runs WHERE id = :run{db.words(connection).locked}"
         if connection.execute(text(sql), {"run": claim.run}).scalar() == "cancel":
             state, ended, cause = "cancelled", "cancelled", None
             _end(connection, claim, state, "message = NULL", {})
@@ -909,18 +983,24 @@ def release(engine: Engine, claim: Claim, message: str = "", alone: bool = False
     return state
 
 
+def _saved_step(engine: Engine) -> str:
+    """The step of a run's checkpoint, 0 where it has none, as a part of a statement."""
+    return f"coalesce({db.words(engine).step_of('checkpoint')}, 0)"
+
+
+@db.retried
 def hand_back(engine: Engine, claims: Sequence[Claim], message: str) -> list[int]:
     """Take back failures that were the worker's, not the runs': they are pending again, uncounted. Returns which.
 
     Only what this worker's own attempt failed, and nobody has touched since; the trace stays with the attempt.
     """
     found = []
-    sql = """UPDATE runs SET state = 'pending', failures = 0, cause = NULL, message = NULL, ended_at = NULL,
-                    wake_at = NULL, steps_done = coalesce(json_extract(checkpoint, '$.step'), 0)
+    sql = f"""UPDATE runs SET state = 'pending', failures = 0, cause = NULL, message = NULL, ended_at = NULL,
+                    wake_at = NULL, steps_done = {_saved_step(engine)}
              WHERE id = :run AND attempt = :attempt AND state IN ('failed', 'waiting')"""
     back = "UPDATE attempts SET ended = 'released', message = :message WHERE run_id = :run AND attempt = :attempt"
     with db.transaction(engine) as connection:
-        for claim in claims:
+        for claim in sorted(claims, key=lambda claim: claim.run):
             values = {"run": claim.run, "attempt": claim.attempt}
             if connection.execute(text(sql), values).rowcount:
                 connection.execute(text(back), values | {"message": clean_text(message)})
@@ -1009,26 +1089,27 @@ def _gone_workers(connection: Connection) -> list[str]:
     return [row.id for row in rows if host.is_gone(row.host, row.pid, row.pid_start)]
 
 
+@db.retried
 def _take_back(engine: Engine, gone: list[str], by_clock: bool, now: float | None) -> list[Reaped]:
     with db.transaction(engine) as connection:
         moment = db.clock(connection, now)
-        sql = "SELECT id, attempt, worker, lost, lease_until, wish FROM runs WHERE state = 'running' AND "
-        rows = [
-            row
-            for worker in gone
-            for row in connection.execute(text(sql + "worker = :worker"), {"worker": worker}).all()
-        ]
+        # workers before runs, as in `beat`; what another process has in its hands it takes back, or renews
+        free = db.words(connection).locked_free
+        if by_clock:
+            # of another host, or from before a reboot; one that lives says so at its next beat
+            silent = "UPDATE workers SET state = 'lost', left_at = :now, message = 'no heartbeat' WHERE id IN ({}{})"
+            connection.execute(text(silent.format(_SILENT, free)), {"now": moment})
+        for worker in sorted(gone):
+            sql = "UPDATE workers SET state = 'lost', left_at = :now, message = :why WHERE id = :id"
+            connection.execute(text(sql), {"now": moment, "id": worker, "why": "its process is gone"})
+        sql = "SELECT id, attempt, worker, lost, lease_until, wish FROM runs WHERE state = 'running' AND {}" + free
+        of_worker, late = text(sql.format("worker = :worker")), text(sql.format("lease_until < :now"))
+        rows = [row for worker in gone for row in connection.execute(of_worker, {"worker": worker}).all()]
         if by_clock:
             seen = {row.id for row in rows}
             # sorted here: ORDER BY id would make SQLite walk the whole table in that order
-            late = connection.execute(text(sql + "lease_until < :now"), {"now": moment}).all()
-            rows += [row for row in sorted(late, key=lambda row: row.id) if row.id not in seen]
-            # of another host, or from before a reboot; one that lives says so at its next beat
-            silent = "UPDATE workers SET state = 'lost', left_at = :now, message = 'no heartbeat' WHERE id IN ({})"
-            connection.execute(text(silent.format(_SILENT)), {"now": moment})
-        for worker in gone:
-            sql = "UPDATE workers SET state = 'lost', left_at = :now, message = :why WHERE id = :id"
-            connection.execute(text(sql), {"now": moment, "id": worker, "why": "its process is gone"})
+            found = connection.execute(late, {"now": moment}).all()
+            rows += [row for row in sorted(found, key=lambda row: row.id) if row.id not in seen]
         return [_lose(connection, row, moment, row.worker in gone) for row in rows]
 
 
@@ -1063,8 +1144,8 @@ def _lose(connection: Connection, row: Any, now: float, gone: bool) -> Reaped:
 
 def retry(engine: Engine, runs: Sequence[int]) -> list[int]:
     """Failed, cancelled and skipped runs are pending again, and go on from their checkpoints. Returns which."""
-    changes = """state = 'pending', ended_at = NULL, cause = NULL, message = NULL, wake_at = NULL,
-                 lost = 0, failures = 0, steps_done = coalesce(json_extract(checkpoint, '$.step'), 0)"""
+    changes = f"""state = 'pending', ended_at = NULL, cause = NULL, message = NULL, wake_at = NULL,
+                  lost = 0, failures = 0, steps_done = {_saved_step(engine)}"""
     return _steer(engine, "retry", runs, changes, "state IN ('failed', 'cancelled', 'skipped')")
 
 
@@ -1076,19 +1157,25 @@ def cancel(engine: Engine, runs: Sequence[int], at_once: bool = False) -> tuple[
     ended: list[int] = []
     asked: list[int] = []
     for chunk in _chunks(runs):
-        with db.transaction(engine) as connection:
-            waiting = "state IN ('waiting', 'pending')"
-            changes = f"state = 'cancelled', ended_at = {db.NOW}, wake_at = NULL, cause = NULL, message = NULL"
-            ended_here = _change(connection, changes, waiting, chunk)
-            if at_once:
-                ended_here += _fence(connection, chunk)
-                asked_here = []
-            else:
-                asked_here = _change(connection, "wish = 'cancel'", "state = 'running'", chunk)
-            _log(connection, "cancel", {"runs": sorted(ended_here + asked_here), "at_once": at_once})
+        ended_here, asked_here = _cancel(engine, chunk, at_once)
         ended += ended_here
         asked += asked_here
     return sorted(ended), asked
+
+
+@db.retried
+def _cancel(engine: Engine, runs: Sequence[int], at_once: bool) -> tuple[list[int], list[int]]:
+    with db.transaction(engine) as connection:
+        _lock(connection, runs)
+        waiting = "state IN ('waiting', 'pending')"
+        changes = f"state = 'cancelled', ended_at = {db.NOW}, wake_at = NULL, cause = NULL, message = NULL"
+        ended, asked = _change(connection, changes, waiting, runs), []
+        if at_once:
+            ended += _fence(connection, runs)
+        else:
+            asked = _change(connection, "wish = 'cancel'", "state = 'running'", runs)
+        _log(connection, "cancel", {"runs": sorted(ended + asked), "at_once": at_once})
+    return ended, asked
 
 
 def _fence(connection: Connection, runs: Sequence[int]) -> list[int]:
@@ -1106,23 +1193,29 @@ def extend(engine: Engine, budgets: Mapping[int, int]) -> list[int]:
 
     What each earlier end came to stays with its attempt.
     """
-    changes = """state = 'pending', budget = :budget, ended_at = NULL, message = NULL, lost = 0, failures = 0,
-                 steps_done = coalesce(json_extract(checkpoint, '$.step'), 0)"""
+    found: list[int] = []
+    for chunk in _chunks(list(budgets), CHUNK // 10):
+        found += _extend(engine, {run: budgets[run] for run in chunk})
+    return found
+
+
+@db.retried
+def _extend(engine: Engine, budgets: Mapping[int, int]) -> list[int]:
+    changes = f"""state = 'pending', budget = :budget, ended_at = NULL, message = NULL, lost = 0, failures = 0,
+                  steps_done = {_saved_step(engine)}"""
     guard = "id = :run AND state = 'done' AND budget < :budget AND checkpoint IS NOT NULL"
     kept = """UPDATE attempts SET summary = (SELECT summary FROM runs WHERE id = run_id)
               WHERE run_id = :run AND attempt = (SELECT attempt FROM runs WHERE id = :run) AND summary IS NULL"""
-    found: list[int] = []
-    for chunk in _chunks(list(budgets), CHUNK // 10):
-        with db.transaction(engine) as connection:
-            extended = {}
-            for run in chunk:
-                values = {"run": run, "budget": budgets[run]}
-                connection.execute(text(kept), {"run": run})
-                if connection.execute(text(f"UPDATE runs SET {changes} WHERE {guard}"), values).rowcount:
-                    extended[run] = budgets[run]
-            _log(connection, "extend", {"runs": extended})
-        found += extended
-    return found
+    with db.transaction(engine) as connection:
+        _lock(connection, list(budgets))
+        extended = {}
+        for run, budget in budgets.items():
+            connection.execute(text(kept), {"run": run})
+            values = {"run": run, "budget": budget}
+            if connection.execute(text(f"UPDATE runs SET {changes} WHERE {guard}"), values).rowcount:
+                extended[run] = budget
+        _log(connection, "extend", {"runs": extended})
+    return list(extended)
 
 
 def prioritise(engine: Engine, runs: Sequence[int], priority: int) -> list[int]:
@@ -1151,47 +1244,62 @@ def untag(engine: Engine, runs: Sequence[int], name: str) -> list[int]:
 
 
 def _mark(engine: Engine, verb: str, sql: str, runs: Sequence[int], name: str) -> list[int]:
-    found: list[int] = []
-    for chunk in _chunks(runs):
-        with db.transaction(engine) as connection:
-            statement = text(sql).bindparams(bindparam("runs", chunk, expanding=True))
-            changed = sorted(row.id for row in connection.execute(statement, {"tag": name}).all())
-            _log(connection, verb, {"tag": name, "runs": changed})
-        found += changed
-    return found
+    return [run for chunk in _chunks(runs) for run in _mark_some(engine, verb, sql, chunk, name)]
 
 
+@db.retried
+def _mark_some(engine: Engine, verb: str, sql: str, runs: Sequence[int], name: str) -> list[int]:
+    with db.transaction(engine) as connection:
+        _lock(connection, runs)
+        statement = text(sql).bindparams(bindparam("runs", runs, expanding=True))
+        changed = sorted(row.id for row in connection.execute(statement, {"tag": name}).all())
+        _log(connection, verb, {"tag": name, "runs": changed})
+    return changed
+
+
+@db.retried
 def pause(engine: Engine, stage: str) -> list[int]:
     """No run of the stage is claimed any more; those that run are to be given back. Returns these."""
     with db.transaction(engine) as connection:
         connection.execute(text("UPDATE stages SET paused = :yes WHERE name = :stage"), {"stage": stage, "yes": True})
-        sql = """UPDATE runs SET wish = 'pause' WHERE stage = :stage AND state = 'running' AND wish IS NULL
-                 AND intake IN (SELECT id FROM intakes WHERE stage = :stage) RETURNING id"""
-        asked = [row.id for row in connection.execute(text(sql), {"stage": stage}).all()]
+        asked = _change(connection, "wish = 'pause'", "state = 'running' AND wish IS NULL", _running(connection, stage))
         _log(connection, "pause", {"stage": stage})
-        return sorted(asked)
+        return asked
 
 
+def _running(connection: Connection, stage: str) -> list[int]:
+    """The runs of a stage that are running, and locked from here on."""
+    sql = """SELECT id FROM runs WHERE stage = :stage AND state = 'running'
+             AND intake IN (SELECT id FROM intakes WHERE stage = :stage)"""
+    found = sorted(connection.execute(text(sql), {"stage": stage}).scalars())
+    _lock(connection, found)
+    return found
+
+
+@db.retried
 def resume(engine: Engine, stage: str) -> None:
     """The runs of the stage may be claimed again; a wish to pause that no worker has heard yet is taken back."""
     with db.transaction(engine) as connection:
         connection.execute(text("UPDATE stages SET paused = :no WHERE name = :stage"), {"stage": stage, "no": False})
-        sql = """UPDATE runs SET wish = NULL WHERE stage = :stage AND state = 'running' AND wish = 'pause'
-                 AND intake IN (SELECT id FROM intakes WHERE stage = :stage)"""
-        connection.execute(text(sql), {"stage": stage})
+        _change(connection, "wish = NULL", "state = 'running' AND wish = 'pause'", _running(connection, stage))
         _log(connection, "resume", {"stage": stage})
 
 
 def _steer(
     engine: Engine, verb: str, runs: Sequence[int], changes: str, guard: str, values: Mapping[str, Any] | None = None
 ) -> list[int]:
-    found: list[int] = []
-    for chunk in _chunks(runs):
-        with db.transaction(engine) as connection:
-            changed = _change(connection, changes, guard, chunk, values)
-            _log(connection, verb, {"runs": changed, **(values or {})})
-        found += changed
-    return found
+    return [run for chunk in _chunks(runs) for run in _steer_some(engine, verb, chunk, changes, guard, values or {})]
+
+
+@db.retried
+def _steer_some(
+    engine: Engine, verb: str, runs: Sequence[int], changes: str, guard: str, values: Mapping[str, Any]
+) -> list[int]:
+    with db.transaction(engine) as connection:
+        _lock(connection, runs)
+        changed = _change(connection, changes, guard, runs, values)
+        _log(connection, verb, {"runs": changed, **values})
+    return changed
 
 
 def _change(
@@ -1280,22 +1388,31 @@ def swept(engine: Engine, files: int, size: int) -> None:
 # ------------------------------------------------------------------------------------------------- whole stages
 
 
+@db.retried
 def rename(engine: Engine, stage: str, to: str) -> None:
     """Give a stage another name. Raises InputError when that is taken, and while a run of the stage is running: the
     workers that are bound to it by its name would find nothing more to do.
     """
     with db.transaction(engine) as connection:
-        # the rows of the stage and those that name it change together: they are compared at the end
-        connection.execute(text("PRAGMA defer_foreign_keys = ON"))
         if connection.execute(text("SELECT 1 FROM stages WHERE name = :to"), {"to": to}).first():
             raise InputError(f"there is a stage {to} already", "give it another name")
-        _refuse_running(connection, stage)
-        sql = """UPDATE stages SET name = :to, defined_as = nullif(coalesce(defined_as, name), :to)
-                 WHERE name = :stage"""
-        connection.execute(text(sql), {"stage": stage, "to": to})
+        _copy_stage(connection, stage, to)
         for table in ("intakes", "runs", "gates"):
             connection.execute(text(f"UPDATE {table} SET stage = :to WHERE stage = :stage"), {"stage": stage, "to": to})
+        connection.execute(text("DELETE FROM stages WHERE name = :stage"), {"stage": stage})
         _log(connection, "rename", {"stage": stage, "to": to})
+
+
+def _copy_stage(connection: Connection, stage: str, to: str) -> None:
+    """The row of a stage once more, under another name: those that name it change one after the other."""
+    # locked first: a claim that is under way waits, or is over and seen below
+    sql = f"SELECT * FROM stages WHERE name = :stage{db.words(connection).locked}"
+    row = dict(connection.execute(text(sql), {"stage": stage}).one()._mapping)
+    _refuse_running(connection, stage)
+    before = row["defined_as"] or stage
+    row |= {"name": to, "defined_as": None if before == to else before}
+    marks = ", ".join(f":{name}" for name in row)
+    connection.execute(text(f"INSERT INTO stages ({', '.join(row)}) VALUES ({marks})"), row)
 
 
 def delete(engine: Engine, stage: str, on_gone: Callable[[list[int]], None] = lambda runs: None) -> list[int]:
@@ -1305,7 +1422,21 @@ def delete(engine: Engine, stage: str, on_gone: Callable[[list[int]], None] = la
     more; the rows follow by chunks, so that nobody's heartbeat waits. One that was interrupted is ended by the next.
     Raises InputError while any of its runs is running.
     """
+    intakes, found = _hide(engine, stage)
+    on_gone(found)
+    for intake in intakes:
+        _remove_intake(engine, intake)
+    _forget(engine, stage)
+    return found
+
+
+@db.retried
+def _hide(engine: Engine, stage: str) -> tuple[list[int], list[int]]:
+    """Take a stage from the eyes of every reader; returns its intakes and its runs."""
     with db.transaction(engine) as connection:
+        locked = db.words(connection).locked
+        if locked:  # claims lock the intake of what they take: one that is under way ends before we look
+            connection.execute(text(f"SELECT 1 FROM intakes WHERE stage = :stage{locked}"), {"stage": stage})
         _refuse_running(connection, stage)
         sql = f"""UPDATE intakes SET complete = :no, removing = :yes, host = :host, pid = :pid, pid_start = :start,
                          beat_at = {db.NOW} WHERE stage = :stage RETURNING id"""
@@ -1313,14 +1444,15 @@ def delete(engine: Engine, stage: str, on_gone: Callable[[list[int]], None] = la
         sql = "SELECT id FROM runs WHERE stage = :stage ORDER BY id"
         found = [int(run) for run in connection.execute(text(sql), {"stage": stage}).scalars()]
         _log(connection, "delete", {"stage": stage, "runs": len(found), "first": min(found, default=None)})
-    on_gone(found)
-    for row in rows:
-        _remove_intake(engine, row.id)
+    return [int(row.id) for row in rows], found
+
+
+@db.retried
+def _forget(engine: Engine, stage: str) -> None:
     with db.transaction(engine) as connection:
         for table, name in (("gates", "stage"), ("stages", "name")):
             unused = "NOT EXISTS (SELECT 1 FROM intakes WHERE intakes.stage = :stage)"
             connection.execute(text(f"DELETE FROM {table} WHERE {name} = :stage AND {unused}"), {"stage": stage})
-    return found
 
 
 def _refuse_running(connection: Connection, stage: str) -> None:

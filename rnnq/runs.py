@@ -97,7 +97,7 @@ def compile_filter(engine: Engine, stage: str | None, filter: str | None) -> que
         return query.Condition("1 = 1", {})
     infos = stage_infos(engine)
     chosen = [infos[stage]] if stage is not None and stage in infos else list(infos.values())
-    return query.compile(filter, scope(chosen))
+    return query.compile(filter, scope(chosen), db.words(engine))
 
 
 def find(

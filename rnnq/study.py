@@ -279,7 +279,7 @@ class Study:
 
     def __init__(self, engine: Engine) -> None:
         self._engine: Engine | None = engine
-        self._path = str(engine.url.database)
+        self._path = db.shown(engine)
 
     @property
     def engine(self) -> Engine:

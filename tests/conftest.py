@@ -6,15 +6,17 @@ Under RNNQ_NO_SKIP=1 a skipped test fails: a server that is not there must not l
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from rnnq import db, queue
+from tests import postgres
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,13 +42,54 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
+BOTH = ("test_queue", "test_query", "test_frame", "test_promote")  # modules whose tests run on both databases
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests of BOTH that need a database run on each, but for those that are marked sqlite: it has what others lack."""
+    if "kind" in metafunc.fixturenames and metafunc.module.__name__.rpartition(".")[2] in BOTH:
+        only = metafunc.definition.get_closest_marker("sqlite")
+        metafunc.parametrize("kind", ["sqlite"] if only else ["sqlite", "postgres"], indirect=True, scope="module")
+
+
+@pytest.fixture(scope="module")
+def kind(request: pytest.FixtureRequest) -> str:
+    """The database that a test runs on: sqlite or postgres."""
+    return str(getattr(request, "param", "sqlite"))
+
+
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database file with an empty study, to be copied."""
+    made = tmp_path_factory.mktemp("empty") / "experiments.db"
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("RNNQ_LEASE_S", raising=False)
+        db.upgrade(str(made))
+    return made
+
+
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    """A new, empty study."""
-    db.upgrade(str(tmp_path / "experiments.db"))
-    opened = db.open(str(tmp_path / "experiments.db"))
+def address(kind: str, empty: Path, tmp_path: Path) -> Iterator[str]:
+    """Where a new, empty study is."""
+    if kind == "sqlite":
+        yield shutil.copy(empty, tmp_path)
+        return
+    url = postgres.study(tmp_path)
+    yield url
+    postgres.drop(url)
+
+
+@pytest.fixture
+def engine(address: str) -> Iterator[Engine]:
+    """A new, empty study, opened."""
+    opened = db.open(address)
     yield opened
     opened.dispose()
+
+
+def address_of(engine: Engine) -> str:
+    """Where another process finds the same study."""
+    return str(db.file_of(engine) or engine.url.render_as_string(hide_password=False))
 
 
 def new_runs(n: int, first: int = 0) -> list[queue.NewRun]:
@@ -87,7 +130,7 @@ def new_stage(n: int = 1, name: str = "s", **changes: object) -> queue.NewStage:
 def claim_one(engine: Engine, worker: str = "w", now: float | None = None) -> queue.Claim:
     """Claim the next run for a worker that is registered if need be."""
     with db.reading(engine) as connection:
-        known = connection.exec_driver_sql("SELECT 1 FROM workers WHERE id = ?", (worker,)).first()
+        known = connection.execute(text("SELECT 1 FROM workers WHERE id = :id"), {"id": worker}).first()
     if not known:
         queue.register(engine, worker, "cpu", {})
     [claim] = queue.claim(engine, worker, PROVENANCE, now=now)
@@ -98,14 +141,15 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
+def cli(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Cli:
     """`rnnq ...` as a real process in a temporary folder: cli("init", "defs/x.py", code=0)."""
+    place = {} if kind == "sqlite" else {"RNNQ_DB": request.getfixturevalue("address")}
 
     def run(*words: str, code: int | None = 0, **environment: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-m", "rnnq", *words],
             cwd=tmp_path,
-            env={**os.environ, **environment},
+            env={**os.environ, **place, **environment},
             capture_output=True,
             text=True,
             timeout=300,

@@ -151,10 +151,13 @@ def _closed_pipe() -> int:
 class Study:
     """A folder with definitions, a database, and processes at work in it. Use it with `with`."""
 
-    def __init__(self, folder: Path, lease: float | None = None) -> None:
+    def __init__(self, folder: Path, lease: float | None = None, address: str | None = None) -> None:
+        """With an `address` the database is there, and not in the folder."""
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
+        self.address = address or str(folder / "experiments.db")
         self.environment = {"RNNQ_LEASE_S": str(lease)} if lease else {}
+        self.environment |= {"RNNQ_DB": address} if address else {}
         self._processes: list[Process] = []
         self._engine: Engine | None = None
 
@@ -195,7 +198,7 @@ class Study:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self.environment.items():
                 patch.setenv(name, value)
-            db.upgrade(str(self.folder / "experiments.db"))
+            db.upgrade(self.address, str(self.folder) if "RNNQ_DB" in self.environment else None)
 
     def define(self, content: str, name: str = "study.py") -> str:
         """Write a definition file; returns its path."""
@@ -208,7 +211,7 @@ class Study:
     def engine(self) -> Engine:
         """The database, opened by the test's own process."""
         if self._engine is None:
-            self._engine = db.open(str(self.folder / "experiments.db"))
+            self._engine = db.open(self.address)
         return self._engine
 
     def forget(self) -> None:

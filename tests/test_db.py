@@ -108,15 +108,16 @@ def test_a_relative_path_stays_right_when_the_working_directory_changes(
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("mysql://host/x", "SQLite files only"),
-        ("postgresql+psycopg://host/x", "SQLite files only"),
-        ("sqlite://", "SQLite files only"),
-        ("sqlite:///:memory:", "SQLite files only"),
+        ("mysql://host/x", "no database that rnnq can use"),
+        ("postgresql+psycopg2://host/x", "another driver than psycopg"),
+        ("postgresql+psycopg://host", "names no database"),
+        ("sqlite://", "no database that rnnq can use"),
+        ("sqlite:///:memory:", "no database that rnnq can use"),
         ("://", "no database address"),
         ("postgresql://host:port/x", "no database address"),
     ],
 )
-def test_an_address_that_is_not_an_sqlite_file_is_refused(address: str, message: str) -> None:
+def test_an_address_that_names_no_database_that_we_know_is_refused(address: str, message: str) -> None:
     for door in (db.open, db.upgrade):
         with pytest.raises(InputError, match=message):
             door(address)

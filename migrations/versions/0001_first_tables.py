@@ -29,7 +29,7 @@ def upgrade() -> None:
         sa.Column("metrics", sa.Text(), nullable=False),
         sa.Column("seed_fields", sa.Text(), nullable=False),
         sa.Column("data", sa.Text(), nullable=False),
-        sa.Column("paused", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("paused", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
     )
@@ -85,7 +85,7 @@ def upgrade() -> None:
         "intakes",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("stage", sa.Text(), nullable=False),
-        sa.Column("complete", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("complete", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("host", sa.Text(), nullable=False),
         sa.Column("pid", sa.Integer(), nullable=False),
         sa.Column("pid_start", sa.Text(), nullable=True),

@@ -1,6 +1,6 @@
 """Notes and tags, workers that can be asked to leave, stages that can be renamed and deleted, a log of changes.
 
-`runs` is rebuilt, so that no id is ever given twice.
+On SQLite `runs` is rebuilt, so that no id is ever given twice; on PostgreSQL that never happens.
 """
 
 import sqlalchemy as sa
@@ -22,7 +22,11 @@ def upgrade() -> None:
     op.add_column("workers", sa.Column("wish", sa.Text(), nullable=True))
     op.add_column("attempts", sa.Column("summary", sa.Text(), nullable=True))
     _intakes()
-    _runs()
+    if op.get_bind().dialect.name == "sqlite":
+        _runs()
+    else:
+        op.add_column("runs", sa.Column("note", sa.Text(), nullable=True))
+        _wake_index()
     op.create_table(
         "tags",
         sa.Column("run_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -48,7 +52,7 @@ def upgrade() -> None:
 
 
 def _intakes() -> None:
-    op.add_column("intakes", sa.Column("removing", sa.Boolean(), server_default=sa.text("0"), nullable=False))
+    op.add_column("intakes", sa.Column("removing", sa.Boolean(), server_default=sa.false(), nullable=False))
     op.drop_index("ix_intakes_open", "intakes")
     op.create_index(
         "ix_intakes_open",
@@ -156,14 +160,7 @@ def _runs() -> None:
         postgresql_where=sa.text("state = 'running'"),
     )
     op.create_index("ix_runs_loss", "runs", ["stage", "loss"], unique=False)
-    op.create_index(
-        "ix_runs_wake",
-        "runs",
-        ["wake_at"],
-        unique=False,
-        sqlite_where=sa.text("state = 'waiting'"),
-        postgresql_where=sa.text("state = 'waiting'"),
-    )
+    _wake_index()
     op.create_index(
         "ix_runs_worker",
         "runs",
@@ -171,6 +168,17 @@ def _runs() -> None:
         unique=False,
         sqlite_where=sa.text("state = 'running'"),
         postgresql_where=sa.text("state = 'running'"),
+    )
+
+
+def _wake_index() -> None:
+    op.create_index(
+        "ix_runs_wake",
+        "runs",
+        ["wake_at"],
+        unique=False,
+        sqlite_where=sa.text("state = 'waiting'"),
+        postgresql_where=sa.text("state = 'waiting'"),
     )
 
 

@@ -19,17 +19,20 @@ app = typer.Typer(help="Upgrade, check and copy the database.", no_args_is_help=
 def upgrade(db: Db = DB) -> None:
     """Bring the database to the schema of this program, after a backup; refused while workers are at work."""
     from rnnq import db as database
+    from rnnq import host
     from rnnq.errors import InputError
 
-    if not database.path_of(db).exists():
-        raise InputError(f"there is no database {db}", "`rnnq init DEFINITION` makes one")
-    output.say(database.upgrade(db) or f"{db} has schema {database.SCHEMA} already")
+    name = host.masked(db)
+    if not database.exists(db):
+        raise InputError(f"there is no database {name}", "`rnnq init DEFINITION` makes one")
+    output.say(database.upgrade(db) or f"{name} has schema {database.SCHEMA} already")
 
 
 @app.command(epilog="Example: rnnq db check")
 def check(db: Db = DB) -> None:
     """Look for damage in the database; exit code 1 when there is some."""
     from rnnq import db as database
+    from rnnq import host
 
     engine = database.open(db)
     found = database.check(engine)
@@ -37,7 +40,7 @@ def check(db: Db = DB) -> None:
         output.say(line)
     if found:
         raise typer.Exit(1)
-    output.say(f"{db}: schema {database.SCHEMA}, no damage found")
+    output.say(f"{host.masked(db)}: schema {database.SCHEMA}, no damage found")
 
 
 @app.command(epilog="Example: rnnq db backup ~/safe/experiments.db")

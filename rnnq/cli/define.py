@@ -22,7 +22,8 @@ def init(
     db: Db = DB,
     defs: Defs = DEFS,
     root: Annotated[
-        Path | None, typer.Option("--root", help="Where checkpoints go; default: the folder of the database.")
+        Path | None,
+        typer.Option("--root", help="Where checkpoints go; default: the folder of the database file, else this one."),
     ] = None,
     dry_run: DryRun = False,
     format: Rows = Format.table,
@@ -71,7 +72,7 @@ def _preview(db: str, stages: list[NewStage]) -> list[Added]:
     from rnnq import db as database
     from rnnq import queue
 
-    if database.path_of(db).exists():
+    if database.exists(db):
         return queue.preview(database.open(db), stages)
     return [queue.Added(stage.name, len(stage.runs), 0, ()) for stage in stages]
 
@@ -80,14 +81,18 @@ def _init(db: str, stages: list[NewStage], root: Path | None) -> list[Added]:
     from rnnq import db as database
     from rnnq import queue
 
-    _warn_of_network(database.path_of(db))
+    if not database.is_server(db):
+        _warn_of_network(database.path_of(db))
     done = database.upgrade(db, str(root.absolute()) if root else None)
     if done:
         output.remark(done)
     engine = database.open(db)
     recorded = database.study(engine)[2]
     if root is not None and root.resolve() != recorded.resolve():
-        raise InputError(f"--root {root}: the root of {db} is {recorded}", "it is set once, when the database is made")
+        raise InputError(
+            f"--root {root}: the root of {database.shown(engine)} is {recorded}",
+            "it is set once, when the database is made",
+        )
     return queue.init(engine, stages)
 
 

@@ -120,7 +120,7 @@ def import_(
     from rnnq import exchange, queue
 
     request = exchange.Request(file, stage, family, loss, metric or (), field or (), ignore or (), defs)
-    is_there = database.path_of(db).exists()
+    is_there = database.exists(db)
     made = exchange.prepare(
         database.open(db) if is_there else None, request, lambda rows: output.counted(rows, "checking rows")
     )

@@ -20,7 +20,10 @@ class Format(StrEnum):
 
 
 Db = Annotated[
-    str, typer.Option("--db", envvar="RNNQ_DB", help="The database: a path, or sqlite:///path.", show_default=True)
+    str,
+    typer.Option(
+        "--db", envvar="RNNQ_DB", help="The database: a path, or an address of PostgreSQL.", show_default=True
+    ),
 ]
 Defs = Annotated[
     Path, typer.Option("--defs", help="The folder of the definition files; code is loaded only from below it.")

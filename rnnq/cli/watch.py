@@ -120,8 +120,8 @@ class Eyes:
         from rnnq import db as database
 
         try:
-            found = database.path_of(self.db).stat()
-            identity = (found.st_dev, found.st_ino)
+            found = None if database.is_server(self.db) else database.path_of(self.db).stat()
+            identity = (found.st_dev, found.st_ino) if found else (0, 0)
         except OSError:
             identity = None  # opening it says why; what is open would still answer, from a file that nobody else sees
         if self._engine is None or identity != self._file:

@@ -259,7 +259,10 @@ def test_after_runs_were_rebuilt_the_database_still_refuses_and_a_claim_still_di
             connection.execute(text(wrong))
     with db.reading(engine) as connection:
         values = {"worker": "w", "now": 1.0, "limit": 1, "stage": None, "without": "[]"}
-        plan = [row.detail for row in connection.execute(text("EXPLAIN QUERY PLAN " + queue._CLAIM), values)]
+        plan = [
+            row.detail
+            for row in connection.execute(text("EXPLAIN QUERY PLAN " + queue._claim_statement(connection)), values)
+        ]
     assert "SEARCH inner_run USING INDEX ix_runs_claim (intake=? AND stage=?)" in plan
     assert claim_one(engine).run == 3
     assert runs.show(engine, 1)["children"][0]["run"] == 5

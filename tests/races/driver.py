@@ -40,7 +40,7 @@ def main(file: int) -> None:
             os.write(file, (json.dumps({"event": name, **details}) + "\n").encode())
 
     verb, spec = sys.argv[1], json.loads(sys.argv[2])
-    engine = db.open("experiments.db")
+    engine = db.open(os.environ.get("RNNQ_DB", "experiments.db"))
     verbs = {"work": work, "pulse": pulse, "asked": asked, "init": init, "beat": beat, "digest": digest}
     sys.exit(verbs[verb](engine, spec, say))
 
