@@ -270,7 +270,7 @@ def main() -> None:
     if given.check:
         import recurrent
 
-        sys.exit("\n".join(recurrent.check()))
+        sys.exit("\n".join(recurrent.check()) or 0)
     if given.part == "half":
         return half(names[0], given.seeds, given.members, given.steps)
     print(machine(), flush=True)
