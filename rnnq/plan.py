@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rnnq import families, sweep
 from rnnq.config import Config, check, field_types, fingerprint, group_key, metric_rows, to_json
-from rnnq.errors import DataError, InputError
-from rnnq.queue import NewRun, NewStage
+from rnnq.errors import DataError, InputError, RnnqError
+from rnnq.queue import NewRun, NewStage, clean_text
 from rnnq.sweep import Definition, Stage
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
@@ -74,8 +76,9 @@ def from_definitions(definitions: Sequence[Definition], defs: Path, progress: Pr
         source = sweep.relative_source(definition.path, defs)
         for stage in definition.stages:
             try:
-                origin = _origin(stage, source, definition.sha256)
-                made.append(new_stage(stage.name, origin, [Entry(v) for v in stage.configs()], progress))
+                with _blamed_on(definition, stage):
+                    origin = _origin(stage, source, definition.sha256)
+                    made.append(new_stage(stage.name, origin, [Entry(v) for v in stage.configs()], progress))
             except InputError as error:
                 hint = f" ({error.hint})" if error.hint else ""
                 problems += [*error.problems[:-1], error.problems[-1] + hint]
@@ -84,6 +87,21 @@ def from_definitions(definitions: Sequence[Definition], defs: Path, progress: Pr
     if problems:
         raise InputError(problems)
     return made
+
+
+@contextlib.contextmanager
+def _blamed_on(definition: Definition, stage: Stage) -> Iterator[None]:
+    """A definition's values and the methods of its config class are somebody's code, and may raise anything."""
+    try:
+        yield
+    except RnnqError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        theirs = [frame for frame in frames if frame.filename == str(definition.path.resolve())]
+        place = (theirs or frames)[-1]
+        where = f"{place.name}, {Path(place.filename).name}:{place.lineno}"
+        raise InputError(f"{definition.path}: stage {stage.name}: {sweep.last_line(error)} ({where})") from error
 
 
 def _origin(stage: Stage, source: str, sha256: str) -> Origin:
@@ -148,14 +166,19 @@ def _datasets(configs: Mapping[int, tuple[Config, Entry]], problems: Problems) -
 
 
 def _new_run(family: str, key: str, config: Config, entry: Entry, parents: tuple[tuple[int, str, str], ...]) -> NewRun:
+    pack_key, budget = config.pack_key(), config.steps_total()
+    if not (pack_key is None or isinstance(pack_key, str)):
+        raise InputError(f"pack_key() of {type(config).__name__} gives {pack_key!r}: neither a text nor None")
+    if not (budget is None or (isinstance(budget, int) and 0 <= budget < 2**63)):
+        raise InputError(f"steps_total() of {type(config).__name__} gives {budget!r}: no number of steps, nor None")
     return NewRun(
-        label=config.label(),
+        label=clean_text(str(config.label())),
         config=to_json(config),
         fingerprint=key,
         group_key=group_key(family, config),
         seed=config.seed,
-        pack_key=config.pack_key(),
-        budget=config.steps_total(),
+        pack_key=pack_key,
+        budget=budget,
         parents=parents,
         summary=entry.summary,
         message=entry.message,

@@ -26,7 +26,7 @@ from types import ModuleType, TracebackType
 from typing import Any
 
 from rnnq import retention
-from rnnq.errors import InputError, nearest
+from rnnq.errors import InputError, nearest, text_of
 
 __all__ = [
     "Definition",
@@ -249,7 +249,7 @@ def _no_field(function: Any, config: Mapping[str, Any], error: _NoField, more: s
 
 def _failure(function: Any, config: Mapping[str, Any], error: Exception) -> InputError:
     trace = error.__traceback__.tb_next if error.__traceback__ else None  # without our own call
-    return InputError(f"{_called(function)} fails on {_listed(config)}: {_last_line(error)}", _trace(error, trace))
+    return InputError(f"{_called(function)} fails on {_listed(config)}: {last_line(error)}", _trace(error, trace))
 
 
 def _called(function: Any) -> str:
@@ -270,8 +270,9 @@ def _listed(config: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in config.items()) or "a config without fields"
 
 
-def _last_line(error: BaseException) -> str:
-    text = str(error).strip().partition("\n")[0]
+def last_line(error: BaseException) -> str:
+    """An error by its kind and the first line of what it says."""
+    text = text_of(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -518,9 +519,9 @@ def _execute(path: Path, content: bytes) -> ModuleType:
             exec(code, module.__dict__)
     except BaseException as error:
         sys.modules.pop(name, None)
-        if isinstance(error, (Exception, SystemExit)):
-            raise _raised(path, real, error) from error
-        raise
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise _raised(path, real, error) from error
     return module
 
 
@@ -544,7 +545,7 @@ def _raised(path: Path, real: Path, error: BaseException) -> InputError:
     place = f"{path}:{lines[-1]}" if lines else str(path)
     if isinstance(error, InputError):
         return InputError([f"{place}: {problem}" for problem in error.problems], error.hint)
-    return InputError(f"{place}: {_last_line(error)}", _trace(error, trace))
+    return InputError(f"{place}: {last_line(error)}", _trace(error, trace))
 
 
 @contextlib.contextmanager

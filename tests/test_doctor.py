@@ -617,6 +617,8 @@ def stranger(two: Engine, tmp_path: Path) -> Path:
         write(two, f"UPDATE {table} SET {column} = {column} || ?1 WHERE {column} IS NOT NULL", EVIL)
     for table, column in (("runs", "stage"), ("intakes", "stage"), ("stages", "name")):
         write(two, f"UPDATE {table} SET {column} = {column} || ?1", EVIL)
+    stopped = "UPDATE workers SET state = 'left', left_at = unixepoch() + 60, message = 'stopped itself: ' || ?1"
+    write(two, f"{stopped} WHERE id = (SELECT min(id) FROM workers)", EVIL)
     write(two, "UPDATE stages SET defined_as = ?1, source = ?1, family = ?1", EVIL)
     return tmp_path
 
@@ -624,7 +626,8 @@ def stranger(two: Engine, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     "words",
     ["ls", "ls --format json", "ls --format csv", "show 1", "show 2", "status", "status --format json", "stages",
-     "workers", "workers --all", "doctor", "logs 1", "diff 1 2", "show 99", "status --stage x"],
+     "workers", "workers --all", "doctor", "logs 1", "diff 1 2", "show 99", "status --stage x",
+     "retry 1 --dry-run"],
 )  # fmt: skip
 def test_a_strangers_database_shows_its_text_without_control_codes(stranger: Path, words: str) -> None:
     with terminal(stranger, *words.split()) as shown:

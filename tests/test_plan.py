@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine
 
-from rnnq import plan, sweep
+from rnnq import db, plan, queue, sweep
 from rnnq.config import fingerprint, group_key, parse
 from rnnq.errors import InputError
 from rnnq.families.dynamics.config import DynamicsConfig
@@ -272,3 +276,209 @@ def test_what_is_stored_as_source_is_a_path_below_the_definitions(planned: Plann
     """
     stages = planned(text.replace("NAME", "a"), text.replace("NAME", "b"))
     assert [stage.source for stage in stages] == ["d1.py", "d2.py"]
+
+
+# ------------------------------------------------------------------------------- whatever a definition may hold
+
+VALID = """
+import rnnq
+
+class Config(rnnq.Config):
+    width: int = 1
+    lr: float = 0.1
+    name: str = ""
+    gate: bool = True
+
+@rnnq.family(Config)
+def tiny(config):
+    yield {"loss": 1.0}
+
+def grow(config):
+    yield config | {"width": 2}
+
+sweep = rnnq.grid(width=[1, 2], lr=[0.1]).where(lambda c: c["width"] > 0).override(gate=False).seeds(2)
+stage = rnnq.stage("s", tiny, sweep, base={"name": "x"}, refine=grow, next="t")
+"""
+
+HOSTILE = """
+class Hostile:
+    def _no(self, *_): raise RuntimeError("no")
+    __repr__ = __str__ = __len__ = __bool__ = __eq__ = __hash__ = __iter__ = __index__ = __float__ = keys = _no
+class Endless:
+    def __iter__(self):
+        while True: yield {}
+    def __repr__(self): return "x" * 100
+def raising():
+    yield {"width": 1}
+    raise KeyError("in the middle")
+deep = []
+for _ in range(5000): deep = [deep]
+loop = {}
+loop["width"] = loop
+"""
+
+# what may stand where a definition has something else
+VALUES = st.sampled_from(
+    """
+    None | True | 3 | -1 | 0 | 10**30 | 1e400 | float("nan") | 1j | "" | "x" | "../x" | "a/b" | "\\x00"
+    | "\\ud800" | "x" * 300 | b"x" | [] | {} | [1] | [{}] | [{1: 2}] | [{"width": 1}] | [{"seed": 10**30}]
+    | [{"width": 10**30}] | {"seed": 0} | {"width": "wide"} | {"lr": float("nan")} | {"lr": 10**400}
+    | {"name": "\\ud800"} | {"name": "a\\x00b"} | {"nme": 1} | {"name": 3} | {"seed": -1} | {"seed": 2**63}
+    | {"width": Hostile()} | {"width": deep} | loop | {"name": "\\x1b[2J"} | {1, 2} | object() | int
+    | range(10**12) | Endless() | Hostile() | Hostile | deep | raising() | lambda c: 1 / 0 | lambda: 1
+    | lambda c: c["nowhere"] | lambda c: Hostile() | rnnq.grid() | rnnq.grid(width=range(10**9))
+    | rnnq.zip(width=[1], lr=[]) | rnnq.grid(width=[1]).seeds([0, 0]) | rnnq.grid(width=[[1]]) | rnnq.union(1)
+    | rnnq.grid(seed=[2**64]) | rnnq | tiny | Config | grow | rnnq.grid | rnnq.stage
+    | rnnq.stage("s", tiny, [{}]) | "dynamics" | "nowhere" | print | __builtins__
+    """.replace("\n", " ").split(" | ")
+)  # fmt: skip
+PLACES = ["[1, 2]", "[0.1]", 'lambda c: c["width"] > 0', "False", "seeds(2", '"s"', "tiny, sweep", "sweep, base",
+          '{"name": "x"}', "=grow", '"t"', "(Config)", 'config | {"width": 2}', "rnnq.Config", "int = 1",
+          "tiny"]  # fmt: skip
+LINES = st.sampled_from(
+    [
+        "raise SystemExit(3)",
+        'raise BaseException("x")',
+        "raise SystemExit",
+        "1 / 0",
+        "import nowhere",
+        'print("x" * 1000)',
+        "exit()",
+        "def f(): f()\nf()",
+        "raise Hostile",
+        'raise rnnq.InputError("mine")',
+        "raise GeneratorExit",
+        "import sys; sys.stdout = None",
+        "stage = None",
+        "del stage",
+        "stage = [stage]",
+        'twice = rnnq.stage("s", tiny, [{}])',
+        "Config = 3",
+        "return",
+        "yield",
+        "\x00",
+        "\ufeff",
+        "# coding: utf-16",
+        "# coding: nowhere",
+        "from rnnq import *",
+        "import rnnq.queue",
+        "class Config(Config): pass",
+        "%%%",
+        "\t x = 1",
+        'Config.version = "x"',
+        "Config.seed_fields = 3",
+        "Config.metrics = None",
+        "Config.pack_key = None",
+        "tiny.Config = None",
+        "Config.steps_total = lambda self: 1 / 0",
+        "Config.label = lambda self: Hostile()",
+        'Config.datasets = lambda self: {"x": 3}',
+        'Config.label = lambda self: "\\ud800\\x1b[2J"',
+        "Config.steps_total = lambda self: 10**30",
+        "Config.primary = 3",
+        "Config.pack_key = lambda self: 3",
+        "Config.label = lambda self: None",
+        'Config.steps_total = lambda self: "many"',
+    ]
+)
+LETTERS = st.text(st.characters(codec="utf-8"), max_size=30) | st.sampled_from(
+    ["(", ")", "\n", '"', "=", ",", "'''", "\\", "\x00"]
+)
+
+
+@st.composite
+def near_misses(draw: st.DrawFn) -> str:
+    """A definition in which a few things are others."""
+    text = VALID.replace("import rnnq\n", f"import rnnq\n{HOSTILE}", 1)
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.sampled_from(PLACES))
+        value = draw(VALUES)
+        if place == "seeds(2":
+            value = f"seeds({value}"
+        elif place == "=grow":
+            value = f"={value}"
+        text = text.replace(place, value, 1)
+    for line in draw(st.lists(LINES, max_size=1)):
+        text = f"{text}\n{line}\n" if draw(st.booleans()) else f"{line}\n{text}"
+    return text
+
+
+@st.composite
+def torn(draw: st.DrawFn) -> str:
+    """A definition with a piece cut out, and something else in its place."""
+    begin = draw(st.integers(0, len(VALID)))
+    end = draw(st.integers(begin, min(len(VALID), begin + 40)))
+    return VALID[:begin] + draw(LETTERS) + VALID[end:]
+
+
+CONTENTS = st.one_of(
+    near_misses(), near_misses(), torn(), st.text(st.characters(codec="utf-8"), max_size=200)
+).map(lambda text: text.encode("utf-8", "surrogatepass")) | st.binary(max_size=200)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Engine]]:
+    """A definition's place and a database."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    db.upgrade(str(folder / "experiments.db"))
+    engine = db.open(str(folder / "experiments.db"))
+    yield folder / "defs.py", engine
+    engine.dispose()
+
+
+def everything(engine: Engine) -> list[Any]:
+    with db.reading(engine) as connection:
+        rows = [connection.exec_driver_sql(f"SELECT * FROM {name} ORDER BY 1").all() for name in ("stages", "runs")]
+        return [tuple(row) for table in rows for row in table]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(CONTENTS)
+def test_any_definition_is_taken_or_refused_in_words_and_then_the_database_is_as_it_was(
+    fuzzed: tuple[Path, Engine], content: bytes
+) -> None:
+    path, engine = fuzzed
+    path.write_bytes(content)
+    before = everything(engine)
+    streams = sys.stdout, sys.stderr
+    try:
+        stages = plan.from_definitions([sweep.load(path)], path.parent)
+        queue.init(engine, stages)
+    except InputError as error:
+        assert error.problems
+        assert all(isinstance(problem, str) and problem for problem in error.problems)
+        assert everything(engine) == before
+        return
+    finally:
+        assert (sys.stdout, sys.stderr) == streams
+    with db.transaction(engine) as connection:  # so that the next one finds no stage of another family
+        for stage in stages:
+            assert stage.runs
+        for table in ("runs", "intakes", "stages"):
+            connection.exec_driver_sql(f"DELETE FROM {table}")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ('raise BaseException("out")', ": BaseException: out"),
+        ("raise GeneratorExit", ": GeneratorExit"),
+        ("class Mute(Exception): __str__ = None\nraise Mute", "Mute: (its text cannot be had)"),
+        ('Config.label = lambda self: {}["x"]', "stage s: KeyError: 'x' (<lambda>, d1.py:"),
+        ("Config.pack_key = lambda self: 3", "pack_key() of Config gives 3: neither a text nor None"),
+        ("Config.steps_total = lambda self: 10**30", "no number of steps"),
+        ("Config.steps_total = lambda self: 1.5", "no number of steps"),
+    ],
+)
+def test_what_a_definitions_own_code_does_wrong_is_said_with_its_place(
+    planned: Planned, change: str, said: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        planned(f"{VALID}\n{change}\n")
+    assert said in "\n".join(problems(caught))
+
+
+def test_a_label_holds_no_control_codes(planned: Planned) -> None:
+    [stage] = planned(VALID.replace('{"name": "x"}', '{"name": "\\x1b[2J"}'))
+    assert "\\x1b[2J" in stage.runs[0].label
+    assert "\x1b" not in stage.runs[0].label

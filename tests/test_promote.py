@@ -99,7 +99,7 @@ def test_winners_are_grown_by_the_rule_and_equal_children_are_one_with_all_paren
     [added] = queue.init(engine, [made.stage])
     assert (added.stage, added.added) == ("toys-2", 8)
     sql = """SELECT count(*) FROM lineage JOIN runs ON runs.id = child
-             WHERE config LIKE '%"x":1}' AND runs.seed = 0 AND kind = 'promote'"""
+             WHERE config LIKE '%"x"\\:1}' AND runs.seed = 0 AND kind = 'promote'"""
     with db.reading(engine) as connection:
         assert connection.execute(text(sql)).scalar() == 6  # three parents of two seeds each
 
