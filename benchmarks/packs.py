@@ -20,6 +20,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -69,7 +70,7 @@ class Pack:
 
     def __init__(self, work: Work, seeds: Sequence[int]) -> None:
         from rnnq import State
-        from rnnq.train import FusedAdam
+        from rnnq.optimizer import FusedAdam
 
         torch.set_num_threads(1)
         self.family = find(work.family)
@@ -81,8 +82,10 @@ class Pack:
 
     def gradients(self) -> list[torch.Tensor | None]:
         """Everything of a step but the optimiser."""
+        from rnnq.train import gradients_of
+
         data = self.family.batch(self.configs, [self.steps] * len(self.configs))
-        _, found, self.state.carried = self.family.gradients(self.state, data)
+        _, found, self.state.carried = gradients_of(self.family, self.state, data)
         self.steps += 1
         return [found[name] for name in self.state.params]
 
@@ -191,38 +194,59 @@ def verdict(found: float, goal: float) -> str:
 # ---------------------------------------------------------------------------------------------- whole sweep
 
 
-def sweep(name: str, runs: int, steps: int, members: int, goal: float = 6.0) -> None:
-    """`runs` runs from the first process's start to the last one's end."""
+DEFINITION = """
+import rnnq
+
+stage = rnnq.stage("sweep", "dynamics", rnnq.grid(lr=[0.0003, 0.001, 0.003, 0.01]).seeds({seeds}),
+                   base={base})
+"""
+
+
+def sweep(name: str, runs: int, steps: int, goal: float = 6.0) -> None:
+    """`runs` runs from the first process's start to the last one's end: one process each, and `rnnq worker`.
+
+    rnnq's side does more: it finds the size of packs by trial, measures each run on held-out data at its end, writes
+    its checkpoint, curve and result.
+    """
     program = [sys.executable, str(HERE / "ordinary.py"), WORKS[name].ordinary]
-    alone = timed([[*program, str(seed), str(steps)] for seed in range(runs)])
-    program = [sys.executable, str(HERE / "packs.py"), "half", name, f"--members={members}", f"--steps={steps}"]
-    half = runs // 2
-    packed = timed([[*program, f"--seeds={start}:{stop}"] for start, stop in ((0, half), (half, runs))])
+    found = {"one process per run": timed([[*program, str(seed), str(steps)] for seed in range(runs)])}
+    for pack in ("off", "auto"):
+        found[f"rnnq worker --processes 2 --pack {pack}"] = with_rnnq(name, runs, steps, pack)
     print(f"\n{name}: a sweep of {runs} runs of {steps:,} steps, start-up and all")
-    for what, (wall, cpu) in {"one process per run": alone, f"two processes, packs of {members}": packed}.items():
-        print(f"  {what:28s} {wall:8.1f} s   CPU {cpu:8.1f} s   {runs * steps / wall:10,.0f} member-steps/s")
-    found = alone[0] / packed[0]
-    print(f"  ratio {found:.2f}, by CPU time {alone[1] / packed[1]:.2f}, goal {goal}: {verdict(found, goal)}")
+    base = found["one process per run"]
+    for what, (wall, cpu) in found.items():
+        shown = f"{wall:8.1f} s   CPU {cpu:8.1f} s   {runs * steps / wall:10,.0f} member-steps/s"
+        print(f"  {what:38s} {shown}   ratio {base[0] / wall:5.2f}, by CPU time {base[1] / cpu:5.2f}")
+    best = base[0] / wall
+    print(f"  ratio of the last {best:.2f}, goal {goal}: {verdict(best, goal)}")
 
 
-def timed(commands: Sequence[Sequence[str]]) -> tuple[float, float]:
+def with_rnnq(name: str, runs: int, steps: int, pack: str) -> tuple[float, float]:
+    """Wall and CPU seconds of a study of its own, from `rnnq init` to the end of the workers."""
+    base = WORKS[name].fields | {"steps": steps, "eval_every": steps, "window": 250}
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "defs").mkdir()
+        (Path(folder) / "defs/sweep.py").write_text(DEFINITION.format(seeds=runs // 4, base=base))
+        program = [sys.executable, "-m", "rnnq"]
+        began, cpu = timed([[*program, "init", "defs/sweep.py"]], folder)
+        wall, more = timed([[*program, "worker", "--processes", "2", "--no-bar", "--pack", pack]], folder)
+        shown = subprocess.run([*program, "ls", "--format", "csv", "--filter", "state = done"], cwd=folder, check=True,
+                               capture_output=True, text=True).stdout  # fmt: skip
+        if len(shown.splitlines()) != runs + 1:
+            sys.exit(f"of {runs} runs {len(shown.splitlines()) - 1} are done")
+    return began + wall, cpu + more
+
+
+def timed(commands: Sequence[Sequence[str]], folder: str | None = None) -> tuple[float, float]:
     """Wall and CPU seconds of all commands, two at a time."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     began, cpu = time.perf_counter(), os.times()
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda c: subprocess.run(c, check=True, env=environment, stdout=subprocess.DEVNULL), commands))
+        quiet = {"check": True, "env": environment, "cwd": folder, "stdout": subprocess.DEVNULL}
+        list(pool.map(lambda c: subprocess.run(c, stderr=subprocess.DEVNULL, **quiet), commands))
     now = os.times()
     spent = now.children_user + now.children_system - cpu.children_user - cpu.children_system
     return time.perf_counter() - began, spent
-
-
-def half(name: str, seeds: str, members: int, steps: int) -> None:
-    """One process of the sweep: its runs, pack after pack."""
-    start, stop = (int(end) for end in seeds.split(":"))
-    for first in range(start, stop, members):
-        pack = Pack(WORKS[name], range(first, min(first + members, stop)))
-        for _ in range(steps):
-            pack.step()
 
 
 # ------------------------------------------------------------------------------------------------ operations
@@ -258,29 +282,24 @@ def count(act: Callable[[], Any]) -> int:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("part", nargs="?", choices=["all", "speed", "sweep", "ops", "half"], default="all")
+    parser.add_argument("part", nargs="?", choices=["all", "speed", "sweep", "ops"], default="all")
     parser.add_argument("works", nargs="*", help=f"some of {', '.join(WORKS)}")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--check", action="store_true")
-    parser.add_argument("--members", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=0)
-    parser.add_argument("--seeds", default="")
     given = parser.parse_args()
     names = given.works or list(WORKS)
     if given.check:
         import recurrent
 
         sys.exit("\n".join(recurrent.check()) or 0)
-    if given.part == "half":
-        return half(names[0], given.seeds, given.members, given.steps)
     print(machine(), flush=True)
     if given.part in ("all", "speed"):
         speed(names, (1, 8) if given.quick else (1, 4, 8, 16, 32), *((2, 0.5) if given.quick else (5, 1.5)))
     if given.part in ("all", "sweep"):
-        sweep("dynamics-32", *((8, 200) if given.quick else (96, 2000)), min(given.members, 4 if given.quick else 99))
+        sweep("dynamics-32", *((8, 200) if given.quick else (96, 2000)))
     if given.part in ("all", "ops"):
         ops(names, (1, 8))
-    return None
+    return
 
 
 def machine() -> str:

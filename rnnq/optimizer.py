@@ -1,7 +1,8 @@
 """The optimiser of a pack: every member has its own learning rate, step count, clip and schedule.
 
-One fused call per member on row views of the stacked parameters: what a member is given does not depend on who is
-beside it, and rows of members that have ended are left out at no cost.
+Fused calls on views of the stacked parameters: one for each row of members that stand side by side, have one rate and
+are as many steps old, as the seeds of a config do. What a member is given does not depend on who is beside it, and
+rows of members that have ended are left out at no cost.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from rnnq.families.base import Adam
+
+VECTOR = 16  # floats of the widest registers: the numbers of a row beyond whole ones go another way
 
 
 class FusedAdam:
@@ -28,16 +31,17 @@ class FusedAdam:
         self.second = {name: torch.zeros_like(p, requires_grad=False) for name, p in params.items()}
         device = next(iter(params.values())).device
         self.steps = torch.zeros(len(specs), dtype=torch.float32, device=device)
+        self._taken = [0] * len(specs)  # the same on the host
         self._bind(params)
 
     def _bind(self, params: Mapping[str, Tensor]) -> None:
-        """The views that each member's call is handed, made once: making them costs more than the call."""
         self.params = {name: p.detach() for name, p in params.items()}
-        self._rows = [
-            [(self.params[n][k], self.first[n][k], self.second[n][k]) for n in self.names]
-            for k in range(len(self.specs))
-        ]
-        self._steps = [self.steps[k] for k in range(len(self.specs))]
+        # rows of whole vectors may be walked through in one call and keep their bits; others only one by one
+        self._whole = [p[0].numel() % VECTOR == 0 for p in self.params.values()]
+        kinds = {spec: number for number, spec in enumerate(dict.fromkeys(self.specs))}
+        self._kinds = [kinds[spec] for spec in self.specs]
+        # making views costs more than the call
+        self._views: dict[tuple[int, int, tuple[int, ...]], tuple[list[Tensor], ...]] = {}
         clips = [math.inf if spec.clip is None else spec.clip for spec in self.specs]
         self._clips = torch.tensor(clips, device=self.steps.device) if min(clips) < math.inf else None
 
@@ -55,25 +59,58 @@ class FusedAdam:
         given = [g.contiguous() for g in gradients if g is not None]
         if self._clips is not None:
             given = clipped(given, self._clips)
+        chosen = range(len(self.specs)) if rows is None else rows
         self.steps += 1
-        for k in range(len(self.specs)) if rows is None else rows:
-            spec, views = self.specs[k], self._rows[k]
-            call = torch._fused_adamw_ if spec.weight_decay and spec.decoupled else torch._fused_adam_
-            call(
-                [views[i][0] for i in present],
-                [g[k] for g in given],
-                [views[i][1] for i in present],
-                [views[i][2] for i in present],
-                [],
-                [self._steps[k]] * len(present),
-                lr=spec.lr if spec.schedule is None or done is None else spec.lr * spec.schedule(done[k]),
-                beta1=spec.betas[0],
-                beta2=spec.betas[1],
-                weight_decay=spec.weight_decay,
-                eps=spec.eps,
-                amsgrad=False,
-                maximize=False,
-            )
+        whole = [j for j, i in enumerate(present) if self._whole[i]]
+        rest = [j for j, i in enumerate(present) if not self._whole[i]]
+        for first, last, lr in self._neighbours(chosen, done):
+            if whole:
+                self._call(first, last, lr, tuple(present[j] for j in whole), [given[j] for j in whole])
+            for k in range(first, last) if rest else ():
+                self._call(k, k + 1, lr, tuple(present[j] for j in rest), [given[j] for j in rest])
+        for k in chosen:
+            self._taken[k] += 1
+
+    def _neighbours(self, rows: Iterable[int], done: Sequence[int] | None) -> list[tuple[int, int, float]]:
+        """Rows [first, last) that stand side by side with one spec, one rate and as many steps."""
+        found: list[tuple[int, int, float]] = []
+        before: tuple[int, int, float] | None = None
+        for k in rows:
+            spec = self.specs[k]
+            lr = spec.lr if spec.schedule is None or done is None else spec.lr * spec.schedule(done[k])
+            kind = self._kinds[k], self._taken[k], lr
+            if found and kind == before and found[-1][1] == k:
+                found[-1] = (found[-1][0], k + 1, lr)
+            else:
+                found.append((k, k + 1, lr))
+            before = kind
+        return found
+
+    def _call(self, first: int, last: int, lr: float, present: tuple[int, ...], given: list[Tensor]) -> None:
+        key = (first, last, present)
+        if key not in self._views:
+            names = [self.names[i] for i in present]
+            trees = (self.params, self.first, self.second)
+            views = [[tree[name][first:last] for name in names] for tree in trees]
+            self._views[key] = (*views, [self.steps[first]] * len(names))
+        params, moments, squares, steps = self._views[key]
+        spec = self.specs[first]
+        step = torch._fused_adamw_ if spec.weight_decay and spec.decoupled else torch._fused_adam_
+        step(
+            params,
+            given if last - first == len(self.specs) else [g[first:last] for g in given],
+            moments,
+            squares,
+            [],
+            steps,
+            lr=lr,
+            beta1=spec.betas[0],
+            beta2=spec.betas[1],
+            weight_decay=spec.weight_decay,
+            eps=spec.eps,
+            amsgrad=False,
+            maximize=False,
+        )
 
     def state(self, k: int) -> dict[str, Tensor]:
         """Moments, (1, ...), and step count, (1,), of a member, on the CPU."""
@@ -87,10 +124,12 @@ class FusedAdam:
             self.first[n][k : k + 1].copy_(state[f"first.{n}"])
             self.second[n][k : k + 1].copy_(state[f"second.{n}"])
         self.steps[k : k + 1].copy_(state["steps"])
+        self._taken[k] = int(state["steps"])
 
     def select(self, params: Mapping[str, Tensor], keep: Tensor) -> None:
         """Only the members `keep`, an index on the device, go on; `params` are theirs."""
-        self.specs = [self.specs[k] for k in keep.tolist()]
+        kept = keep.tolist()
+        self.specs, self._taken = [self.specs[k] for k in kept], [self._taken[k] for k in kept]
         self.first = {n: t.index_select(0, keep) for n, t in self.first.items()}
         self.second = {n: t.index_select(0, keep) for n, t in self.second.items()}
         self.steps = self.steps.index_select(0, keep)
