@@ -7,8 +7,11 @@ never waits for the device at a step; losses are gathered there and read at the 
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,7 +68,7 @@ class Outcome:
     error: RnnqError | None = None  # why it ended alone, and no other of its pack: it diverged, or is no longer ours
 
 
-def numerics(device: torch.device) -> dict[str, Any]:
+def numerics(device: torch.device, compile: bool = False) -> dict[str, Any]:
     """What the bits of a run depend on besides its config, its data and the code of its family."""
     cuda = device.type == "cuda"
     return {
@@ -74,7 +77,7 @@ def numerics(device: torch.device) -> dict[str, Any]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "tf32": torch.get_float32_matmul_precision() if cuda else "",
-        "compile": False,
+        "compile": compile,
     }
 
 
@@ -99,6 +102,24 @@ def train(
 
 def as_it_is(active: int, held: int) -> None:
     """A pack that is never made smaller."""
+
+
+def why_not_compiled(device: torch.device) -> str | None:
+    """What torch.compile lacks on this machine; None when it has all that it needs."""
+    if device.type == "cuda":
+        return None if importlib.util.find_spec("triton") else "the package triton is not installed"
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    return None if any(map(shutil.which, wanted)) else f"there is no C++ compiler (looked for {', '.join(wanted)})"
+
+
+def compiled(family: Family) -> Family:
+    """The family with its step compiled by torch.compile, for the shapes that come; some seconds for each shape."""
+    # beyond a limit torch would go on without: then a run's bits would depend on what its process did before
+    torch._dynamo.config.recompile_limit = 2**16
+    torch._dynamo.config.accumulated_recompile_limit = 2**16
+    name = "loss" if type(family).gradients is Family.gradients else "gradients"
+    setattr(family, name, torch.compile(getattr(family, name), dynamic=False))
+    return family
 
 
 def together(

@@ -111,9 +111,10 @@ class Worker:
         keep_logs: bool = True,
         keep_going: bool = False,
         pack_size: int | None = None,
+        compile: bool = False,
     ) -> None:
         self.engine, self.device, self.scope, self.defs, self.every = engine, device, scope, defs, every
-        self._watch, self.keep_logs, self.keep_going = watch, keep_logs, keep_going
+        self._watch, self.keep_logs, self.keep_going, self.compile = watch, keep_logs, keep_going, compile
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.study, self.lease, self.root = db.study(engine)
         self.stop = Stop()
@@ -227,10 +228,10 @@ class Worker:
         """What is to be learnt of runs like the next one; None for those that are trained alone. Raises InputError."""
         kind = _kind(ahead)
         if kind not in self._trials:
-            find = partial(families.find, ahead.family, self._definition(ahead))
+            find = partial(self._found, ahead.family, self._definition(ahead))
             made = config.parse(find().Config, ahead.config)
             can = pack.can_pack(find(), made) and made.pack_key() == ahead.pack_key
-            numerics = train.numerics(self.device)
+            numerics = self._numerics(find())
             self._trials[kind] = None
             if can and ahead.budget is not None:
                 self._trials[kind] = pack.Trial(find, ahead.family, made, ahead.budget, self.device, numerics)
@@ -470,14 +471,24 @@ class Worker:
         desk.claim = dataclasses.replace(claim, pack_key=run_config.pack_key())
         _check_data(claim, run_config)
         desk.primary = run_config.primary().name
-        return Member(run_config, desk, claim.budget, self._restore(claim, desk, family.Config.version))
+        return Member(run_config, desk, claim.budget, self._restore(claim, desk, family))
 
     def _family(self, claim: Claim) -> Family | Generator:
         """The code of the run's family."""
         try:
-            return families.find(claim.family, self._definition(claim))
+            return self._found(claim.family, self._definition(claim))
         except InputError as error:
             raise _NotHere(error.problems, error.hint) from error
+
+    def _found(self, name: str, definition: sweep.Definition | None) -> Family | Generator:
+        found = families.find(name, definition)
+        return train.compiled(found) if isinstance(found, Family) and self._compiles(found) else found
+
+    def _compiles(self, family: Family | Generator) -> bool:
+        return self.compile and isinstance(family, Family) and family.stacks
+
+    def _numerics(self, family: Family | Generator) -> dict[str, Any]:
+        return train.numerics(self.device, self._compiles(family))
 
     def _definition(self, claim: Claim | queue.Ahead) -> sweep.Definition | None:
         """The definition file that holds the run's family, opened while its hash matches. Raises InputError."""
@@ -488,13 +499,13 @@ class Worker:
             self._definitions[key] = sweep.load_source(*key, self.defs)
         return self._definitions[key]
 
-    def _restore(self, claim: Claim, desk: RunDesk, version: int) -> Mapping[str, Any] | None:
+    def _restore(self, claim: Claim, desk: RunDesk, family: Family | Generator) -> Mapping[str, Any] | None:
         """Open the newest checkpoint that can be used, and make the run's points equal to its curve."""
         candidates = [Saved(**saved) if saved else None for saved in (claim.checkpoint, claim.checkpoint_prev)]
         saved, state, problems = checkpoint.newest(self.root, candidates, desk.owner)
-        desk.numerics = train.numerics(self.device) | {
+        desk.numerics = self._numerics(family) | {
             "rnnq": rnnq.__version__,
-            "family": f"{claim.family} {version}",
+            "family": f"{claim.family} {family.Config.version}",
             "definition": claim.source_sha256,
         }
         step = state["step"] if state else 0

@@ -47,6 +47,9 @@ def worker(
             "--pack", help="Train runs of one shape together: auto finds how many are fastest; a number; or off."
         ),
     ] = "auto",
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the steps of third-level families with torch.compile.")
+    ] = False,
     stop: Annotated[
         str | None, typer.Option("--stop", help="Ask this worker (see `rnnq workers`), or all, to give back and leave.")
     ] = None,
@@ -67,7 +70,7 @@ def worker(
         raise typer.Exit(_side_by_side(db, stage, gpu, device, processes))
 
     from rnnq import db as database
-    from rnnq import queue
+    from rnnq import queue, train
     from rnnq import runs as study
     from rnnq import worker as work
 
@@ -79,10 +82,15 @@ def worker(
         return  # torch, a second's work to load, is not needed to say so
     chosen = work.pick_device(gpu, device)
     work.prepare(chosen)
+    if compile and (lacks := train.why_not_compiled(chosen)) is not None:
+        output.remark(f"--compile: {lacks}; runs are trained without it")
+        compile = False
     scope = work.Scope(stage, runs, drain, wait)
     says_cpu = chosen.type == "cpu" and device == "auto"
     with Display(bar, says_cpu, lambda: queue.count(engine, stage)) as display:
-        made = work.Worker(engine, chosen, scope, defs, every, display.on_event, keep_logs, keep_going, pack_size)
+        made = work.Worker(
+            engine, chosen, scope, defs, every, display.on_event, keep_logs, keep_going, pack_size, compile
+        )
         code = made.work()
     raise typer.Exit(code)
 

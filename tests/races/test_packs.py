@@ -242,6 +242,37 @@ def test_two_workers_share_what_waits(study: Study) -> None:
     assert set(study.states().values()) == {"done"}
 
 
+TINY = """
+import rnnq
+
+stage = rnnq.stage(
+    "s", "dynamics", rnnq.grid(lr=[0.01]).seeds(2),
+    base=dict(state_size=32, batch_size=32, window=64, steps=30, log_every=5, eval_every=25, corpus="text"),
+)
+"""
+
+
+def test_compiled_steps_give_the_same_curve_up_to_rounding_and_it_is_on_record(study: Study, tmp_path: Path) -> None:
+    """A compiled step adds in another order: the losses, near 3, may differ by some roundings of a float32."""
+    study.rnnq("init", study.define(TINY))
+    study.environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "compiled")
+    study.rnnq("worker", "--compile", "--pack", "off", "--no-bar")
+    expected = twin(tmp_path, TINY, 2)
+    for run in (1, 2):
+        found = study.run(run)
+        assert found["state"] == "done"
+        assert found["attempts"][0]["numerics"]["compile"] is True
+        assert found["loss"] == pytest.approx(expected[run]["loss"], abs=1e-5)
+
+
+def test_without_a_compiler_runs_are_trained_without_it(study: Study) -> None:
+    study.rnnq("init", study.define(TINY))
+    study.environment["CXX"] = "no-such-compiler"
+    said = study.rnnq("worker", "--compile", "--no-bar", "--runs", "1")
+    assert "--compile: there is no C++ compiler (looked for no-such-compiler); runs are trained without it" in said
+    assert study.run(1)["attempts"][0]["numerics"]["compile"] is False
+
+
 @pytest.mark.parametrize("wrong", ["0", "some", "-3", "1025", ""])
 def test_a_wrong_size_is_refused(study: Study, wrong: str) -> None:
     study.rnnq("init", study.define(SMALL))
