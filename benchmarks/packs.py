@@ -8,13 +8,14 @@
 Parts. `speed`: member-steps per second of two processes, each with one thread. Baseline and packs of every K are all
 warm and run in turn, so that a busy machine weighs on them alike; ratios are medians over the rounds of wall clock and
 of the processes' own CPU time, which a neighbour hardly touches. `sweep`: the wall clock of a whole sweep with every
-start-up in it. `ops`: how many operations torch dispatches for one step of one member; the optimiser's are counted
-apart, as it is called once for each member.
+start-up in it, of rnnq itself. `overhead`: what a worker does besides the steps. `ops`: how many operations torch
+dispatches for one step of one member; the optimiser's are counted apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import statistics
@@ -249,6 +250,73 @@ def timed(commands: Sequence[Sequence[str]], folder: str | None = None) -> tuple
     return time.perf_counter() - began, spent
 
 
+# --------------------------------------------------------------------------------------------------- overhead
+
+TEN_MS = """
+import torch
+
+import rnnq
+
+
+class Config(rnnq.Config):
+    steps: int = 1000
+    size: int = 700
+    times: int = 1
+
+    def pack_key(self):
+        return "all"
+
+
+class Products(rnnq.Family):
+    Config = Config
+    name = "products"
+
+    def init(self, configs):
+        return rnnq.State({{"w": torch.zeros(len(configs), 1, 32)}}, {{}})
+
+    def batch(self, configs, steps):
+        return configs[0]
+
+    def loss(self, state, config):
+        x = torch.ones(config.size, config.size)
+        for _ in range(config.times):
+            x = x @ x * 1e-3
+        return state.params["w"].square().mean((1, 2)) + x.mean() * 0, {{}}
+
+
+stage = rnnq.stage("s", Products(), rnnq.grid(size=[{size}]).seeds({runs}), base=dict(times={times}, steps={steps}))
+"""
+
+
+def overhead(steps: int) -> None:
+    """The part of a run's time, from its claim to its end, that is not its steps; of some 10 ms each."""
+    print("\nworker overhead: everything but the steps, from the claim to the end")
+    torch.set_num_threads(1)
+    x = torch.ones(700, 700)
+    for _ in range(5):
+        x @ x
+    began = time.perf_counter()
+    for _ in range(20):
+        x @ x
+    times = max(1, round(0.010 / ((time.perf_counter() - began) / 20)))
+    for runs in (1, 8):
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "defs").mkdir()
+            words = TEN_MS.format(size=700, runs=runs, times=times, steps=steps)
+            (Path(folder) / "defs/s.py").write_text(words)
+            program = [sys.executable, "-m", "rnnq"]
+            timed([[*program, "init", "defs/s.py"]], folder)
+            timed([[*program, "worker", "--no-bar", "--pack", str(runs)]], folder)
+            shown = subprocess.run([*program, "show", str(runs), "--format", "json"], cwd=folder, check=True,
+                                   capture_output=True, text=True).stdout  # fmt: skip
+        row = json.loads(shown)
+        row = row[0] if isinstance(row, list) else row
+        took, [attempt] = row["summary"]["steps_per_s"], row["attempts"]
+        whole, inside = attempt["ended_at"] - attempt["started_at"], steps / took
+        print(f"  pack of {runs}: {1000 / took:.1f} ms a step, {steps:,} steps in {whole:.1f} s, "
+              f"of which {100 * (1 - inside / whole):.1f} % is not a step")  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------ operations
 
 
@@ -282,7 +350,7 @@ def count(act: Callable[[], Any]) -> int:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("part", nargs="?", choices=["all", "speed", "sweep", "ops"], default="all")
+    parser.add_argument("part", nargs="?", choices=["all", "speed", "sweep", "overhead", "ops"], default="all")
     parser.add_argument("works", nargs="*", help=f"some of {', '.join(WORKS)}")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--check", action="store_true")
@@ -297,6 +365,8 @@ def main() -> None:
         speed(names, (1, 8) if given.quick else (1, 4, 8, 16, 32), *((2, 0.5) if given.quick else (5, 1.5)))
     if given.part in ("all", "sweep"):
         sweep("dynamics-32", *((8, 200) if given.quick else (96, 2000)))
+    if given.part in ("all", "overhead"):
+        overhead(100 if given.quick else 1500)
     if given.part in ("all", "ops"):
         ops(names, (1, 8))
     return
