@@ -49,6 +49,7 @@ from sqlalchemy import Engine, text
 
 import rnnq.cli
 import rnnq.cli.work
+import rnnq.desk
 import rnnq.runs
 import rnnq.worker
 from rnnq import checkpoint, db, status
@@ -97,6 +98,13 @@ class Walk(rnnq.Family):
 stage = rnnq.stage("chaos", Walk, rnnq.grid(seed=range(RUNS)))
 """
 
+# the same for packs: in these nobody draws from the global numbers, which members would share
+PACKED = (
+    ("    lr: float = 0.01\n", "    lr: float = 0.01\n\n    def pack_key(self):\n        return 'all'\n"),
+    ("h + 0.1 * torch.randn_like(h)", "h"),
+    ("(w + torch.rand(()))", "w"),
+)
+
 # Each notes a write that must not happen: of a worker whose run has another owner, or after the end.
 WATCHDOGS = """
 CREATE TABLE chaos (what TEXT NOT NULL, run_id INTEGER NOT NULL, detail TEXT);
@@ -138,6 +146,7 @@ class Plan:
     lease: float  # seconds
     seconds: float  # after which it is given up
     seed: int
+    pack: int = 1  # runs that a worker trains together
 
 
 @dataclass
@@ -247,7 +256,7 @@ def _become(folder: str, words: Sequence[str], environment: Mapping[str, str]) -
             os.dup2(output, stream)
         os.environ.update(environment)
         sys.argv = list(words)
-        for chance in (db._jitter, rnnq.worker._jitter):
+        for chance in (db._jitter, rnnq.worker._jitter, rnnq.desk._jitter):
             chance.seed()  # else all would wait for the same times, which processes of their own do not
         if words[0] == "reader":
             read_status()
@@ -283,16 +292,23 @@ def read_status() -> None:
 # --------------------------------------------------------------------------------------------------------- the study
 
 
-def make(spawner: Spawner, folder: Path, runs: int, lease: float) -> None:
+def make(spawner: Spawner, folder: Path, runs: int, lease: float, pack: int) -> None:
     """A study of so many runs; its database has watchdogs."""
     (folder / "defs").mkdir(parents=True)
-    (folder / "defs" / "chaos.py").write_text(DEFINITION.replace("RUNS", str(runs)))
+    (folder / "defs" / "chaos.py").write_text(_definition(runs, pack))
     spawner.run(folder, "rnnq", "init", "defs/chaos.py", RNNQ_LEASE_S=str(lease))
     engine = db.open(str(folder / "experiments.db"))
     with db.transaction(engine) as connection:
         for statement in re.split(r";\s*(?=CREATE)", WATCHDOGS):
             connection.execute(text(statement))
     engine.dispose()
+
+
+def _definition(runs: int, pack: int) -> str:
+    words = DEFINITION.replace("RUNS", str(runs))
+    for old, new in PACKED if pack > 1 else ():
+        words = words.replace(old, new)
+    return words
 
 
 WORKER = ("rnnq", "worker", "--device", "cpu", "--no-bar", "--checkpoint-every", str(EVERY))
@@ -346,7 +362,7 @@ class Chaos:
     def _fill(self) -> None:
         """Start workers in the places of those that ended or were stopped; one a tick, as forks cost."""
         if sum(until is None for until in self.living.values()) < self.plan.workers:
-            self.living[self.spawner.start(self.folder, *WORKER)] = None
+            self.living[self.spawner.start(self.folder, *WORKER, "--pack", str(self.plan.pack))] = None
             self.started += 1
 
     def _disturb(self, share: float) -> None:
@@ -400,10 +416,10 @@ class Chaos:
         self.engine.dispose()
 
 
-def train_twin(spawner: Spawner, folder: Path, runs: int) -> None:
-    """The same runs, undisturbed."""
-    make(spawner, folder, runs, lease=60)
-    workers = {spawner.start(folder, *WORKER) for _ in range(os.cpu_count() or 1)}
+def train_twin(spawner: Spawner, folder: Path, runs: int, pack: int) -> None:
+    """The same runs, undisturbed, each alone."""
+    make(spawner, folder, runs, lease=60, pack=pack)
+    workers = {spawner.start(folder, *WORKER, "--pack", "off") for _ in range(os.cpu_count() or 1)}
     while workers:
         time.sleep(0.05)  # between two looks: they leave by themselves
         for pid, code in spawner.ended().items():
@@ -516,12 +532,15 @@ def _attempts(engine: Engine) -> dict[str, int | float]:
                     coalesce(sum(ended = 'lost' AND message LIKE '%its process is gone'), 0) AS killed,
                     coalesce(sum(ended = 'lost' AND message LIKE '%no heartbeat%'), 0) AS stopped,
                     sum(ended = 'released') AS released, sum(ended = 'done') AS done FROM attempts"""
+    packed = """SELECT coalesce(sum(n), 0) FROM (SELECT count(*) AS n FROM attempts GROUP BY worker, started_at) AS p
+                WHERE n > 1"""
     lost = "SELECT count(*) FROM runs WHERE state != 'done'"
     twice = "SELECT count(*) FROM (SELECT 1 FROM attempts WHERE ended = 'done' GROUP BY run_id HAVING count(*) > 1)"
     with db.reading(engine) as connection:
         row = connection.execute(text(sql)).one()
         return {
             "attempts": row.attempts,
+            "... that began in a pack": connection.execute(text(packed)).scalar_one(),
             "attempts lost": row.lost,
             "... to a worker that was killed": row.killed,
             "... to one that was silent past its lease": row.stopped,
@@ -538,11 +557,11 @@ def _attempts(engine: Engine) -> dict[str, int | float]:
 def chaos(spawner: Spawner, folder: Path, plan: Plan) -> Result:
     """Make both studies in a folder, disturb one of them, and judge it."""
     began = time.monotonic()
-    make(spawner, folder / "study", plan.runs, plan.lease)
+    make(spawner, folder / "study", plan.runs, plan.lease, plan.pack)
     study = Chaos(spawner, folder / "study", plan)
     study.run()
     took = time.monotonic() - began
-    train_twin(spawner, folder / "twin", plan.runs)
+    train_twin(spawner, folder / "twin", plan.runs, plan.pack)
     result = judge(folder / "study", folder / "twin")
     output = (folder / "study" / "output.txt").read_text(errors="replace")
     reads = [float(line) for line in (folder / "study" / "reads.txt").read_text().split()]
@@ -575,6 +594,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lease", type=float, default=1.0, help="seconds")
     parser.add_argument("--seconds", type=float, default=7200.0, help="give up after so long")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="of who is killed, and when")
+    parser.add_argument("--pack", type=int, default=1, help="runs that a worker trains together (1: each alone)")
     parser.add_argument("--keep", type=Path, help="make the studies in this folder, and leave them there")
     parser.add_argument("--json", action="store_true", help="print figures and problems as JSON")
     return parser.parse_args(words)
@@ -585,7 +605,8 @@ def main() -> int:
     asked = parse()
     stops = asked.kills // 10 if asked.stops is None else asked.stops
     terms = asked.kills // 20 if asked.terms is None else asked.terms
-    plan = Plan(asked.workers, asked.runs, asked.kills, stops, terms, asked.lease, asked.seconds, asked.seed)
+    more = asked.lease, asked.seconds, asked.seed, asked.pack
+    plan = Plan(asked.workers, asked.runs, asked.kills, stops, terms, *more)
     spawner = Spawner()
     try:
         with contextlib.ExitStack() as stack:
@@ -594,7 +615,11 @@ def main() -> int:
     finally:
         spawner.close()
     if asked.json:
-        print(json.dumps({"seed": plan.seed, "figures": result.figures, "problems": result.problems}, indent=2))
+        print(
+            json.dumps(
+                {"seed": plan.seed, "pack": plan.pack, "figures": result.figures, "problems": result.problems}, indent=2
+            )
+        )
     else:
         print(f"--seed {plan.seed}")
         for name, value in result.figures.items():

@@ -25,13 +25,16 @@ from tests.conftest import ROOT, claim_one
 KILLS, STOPS, TERMS = 40, 10, 3
 
 
-@pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, dict[str, Any]]:
+@pytest.fixture(scope="module", params=[1, 4], ids=["alone", "in packs"])
+def report(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, int, dict[str, Any]]:
     """The folder of a small chaos, its exit code and what it printed."""
     folder = tmp_path_factory.mktemp("chaos")
     seed = int(os.environ.get("RNNQ_TEST_SEED", random.randrange(2**32)))
     print(f"RNNQ_TEST_SEED={seed}")
     plan = {"workers": 8, "runs": 60, "kills": KILLS, "stops": STOPS, "terms": TERMS, "lease": 0.5, "seed": seed}
+    plan["pack"] = request.param
     words = [word for name, value in plan.items() for word in (f"--{name}", str(value))]
     done = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), *words, "--keep", str(folder), "--json"],
@@ -53,6 +56,7 @@ def test_workers_that_are_killed_and_stopped_at_random_lose_nothing_and_do_nothi
     assert figures["attempts done"] == 60
     assert figures["attempts"] == 60 + figures["attempts lost"] + figures["attempts given back"]
     assert figures["... to a worker that was killed"] >= KILLS // 8, "kills land on runs in training"
+    assert (figures["... that began in a pack"] >= 8) == (found["pack"] > 1)
     assert figures["points compared"] == 60 * 28
     assert figures["checkpoints compared"] == 60 * 2
     assert figures["status reads"] > 10
@@ -104,7 +108,7 @@ def test_what_a_fault_would_leave_behind_is_found(report: Any, tmp_path: Path) -
 def running(tmp_path: Path) -> Iterator[Engine]:
     """A study with watchdogs, whose first run has gone on from the checkpoint of a worker that was lost."""
     spawner = chaos.Spawner()
-    chaos.make(spawner, tmp_path / "study", runs=1, lease=60)
+    chaos.make(spawner, tmp_path / "study", runs=1, lease=60, pack=1)
     spawner.close()
     engine = db.open(str(tmp_path / "study" / "experiments.db"))
     first = claim_one(engine, "first", now=1e9)

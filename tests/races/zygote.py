@@ -25,6 +25,7 @@ import driver
 
 import rnnq.cli
 import rnnq.cli.work
+import rnnq.desk
 import rnnq.families.dynamics.model
 import rnnq.worker
 
@@ -97,6 +98,7 @@ def become(request: dict[str, Any], files: list[int]) -> NoReturn:
     sys.argv = request["words"]
     rnnq.db._jitter.seed()  # else all would wait for the same times, which processes of their own do not
     rnnq.worker._jitter.seed()
+    rnnq.desk._jitter.seed()
     code: Any = 0
     try:
         if request["words"][0] == "rnnq":
