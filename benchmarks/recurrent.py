@@ -17,6 +17,7 @@ from ordinary import VOCABULARY, products, tokens
 from torch import Tensor
 
 from rnnq import Config, Family, Metric, State
+from rnnq.train import by_autograd
 
 Params = dict[str, Tensor]
 Found = tuple[Tensor, dict[str, Tensor | None], dict[str, Tensor]]
@@ -266,7 +267,7 @@ def check() -> list[str]:
         data = family.batch(configs, [3, 4])
         data = tuple(part.double() for part in data) if isinstance(data, tuple) else data
         losses, found, _ = family.gradients(state, data)
-        expected_losses, expected, _ = Family.gradients(family, state, data)
+        expected_losses, expected, _ = by_autograd(family, state, data)
         pairs = {"loss": (losses, expected_losses)} | {name: (found[name], expected[name]) for name in expected}
         wrong += [f"{family.name}: {name}" for name, (a, b) in pairs.items() if not torch.allclose(a, b, 1e-10, 1e-12)]
     return wrong

@@ -9,12 +9,12 @@ trained alone.
 from __future__ import annotations
 
 import os
-import resource
+import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor
 from rnnq.config import Config, as_json
 from rnnq.errors import is_out_of_memory
 from rnnq.families.base import Family
-from rnnq.train import Member, Shrink, Training
+from rnnq.train import Member, Shrink, Training, random_state
 
 MOST = 32  # members that `auto` tries: beyond it a CPU's cache is left, and a kill takes more with it
 STEPS = 20  # of the certificate
@@ -31,6 +31,8 @@ ROUND = 0.1  # seconds that a size is timed for, at least two steps; three round
 WORTH = 20.0  # seconds: what waits must take longer than that, alone, for sizes to be tried
 CLOSE = 0.95  # of two sizes whose speed is as near as that the smaller one is better: less is lost with a worker
 GIVEN_UP = 0.85  # a size so much slower than the best before it: larger ones are not tried
+MOST_EVER = 1024  # members that may be asked for
+CHEAP = 0.05  # of the steps that are to be done: what a trial may take
 ROOM = 0.5  # of the free memory that a pack may be expected to take
 
 
@@ -54,9 +56,10 @@ class Memory(Protocol):
         """A finding; of one size the newest counts."""
 
 
-def shape(family: str, config: Config, numerics: Mapping[str, Any]) -> str:
-    """What a finding holds for: the family and its version, the pack key, and all that the bits depend on."""
-    return as_json({"family": f"{family} {config.version}", "pack_key": config.pack_key(), "numerics": numerics})
+def shape(family: str, config: Config, numerics: Mapping[str, Any], code: str | None) -> str:
+    """What a finding holds for: the family, its version and code, the pack key, and all that the bits depend on."""
+    name = f"{family} {config.version}"
+    return as_json({"family": name, "code": code, "pack_key": config.pack_key(), "numerics": numerics})
 
 
 def ladder(most: int) -> list[int]:
@@ -68,6 +71,10 @@ def ladder(most: int) -> list[int]:
 def can_pack(family: Any, config: Config) -> bool:
     """Whether such runs can be trained side by side at all: third-level families that name a pack key."""
     return isinstance(family, Family) and family.stacks and config.pack_key() is not None
+
+
+class Undecided(Exception):
+    """A trial that shows nothing: it was not finite, or this worker is to leave."""
 
 
 class Planner:
@@ -82,33 +89,65 @@ class Planner:
     ) -> None:
         self.wanted, self.device, self.memory, self.say = wanted, device, memory, say
         self._known: dict[str, dict[int, Size]] = {}
+        self._tried: set[str] = set()  # shapes that are not tried once more by this process, whatever came of it
 
     def best(self, trial: Trial, pending: int, workers: int) -> int:
         """How many of `pending` such runs to claim now, so that as many workers have something to do.
 
-        Sizes are timed where these runs are worth the time; a size is certified before it is named.
+        Only of sizes that have their certificate; nothing is tried.
         """
-        known = self._recall(trial.shape)
-        if self.wanted is None and not any(size.rate is not None for size in known.values()):
+        known, share = self._recall(trial.shape), max(1, -(-pending // max(1, workers)))
+        wanted = self.wanted or _by_speed(known)[0]
+        return next(n for n in ladder(wanted) if n <= share and self.is_certified(trial, n))
+
+    def is_to_try(self, trial: Trial, pending: int, workers: int) -> bool:
+        """Whether something may be found out that is worth the time."""
+        known, share = self._recall(trial.shape), max(1, -(-pending // max(1, workers)))
+        if pending < 2 or trial.shape in self._tried:
+            return False
+        if self.wanted:
+            n = next(n for n in ladder(self.wanted) if n <= share)
+            return n > 1 and known.get(n, Size(n)).equal is None and known.get(n, Size(n)).fits
+        return not any(size.rate is not None for size in known.values())
+
+    def find_out(self, trial: Trial, pending: int, workers: int) -> None:
+        """Time sizes and certify the best, and those that it may shrink to. Raises what a broken device raises."""
+        known, share = self._recall(trial.shape), max(1, -(-pending // max(1, workers)))
+        if self.wanted is None:
+            self._tried.add(trial.shape)
+            if trial.seconds_alone() * pending < WORTH:
+                self._tried.discard(trial.shape)  # more may come
+                return
             self._time(trial, pending)
-        share = max(1, -(-pending // max(1, workers)))
-        for wanted in ladder(self.wanted) if self.wanted else _by_speed(known):
-            n = next(n for n in ladder(wanted) if n <= share)
-            if self.is_certified(trial, n):
-                return n
-        return 1
+        wanted = min(self.wanted or _by_speed(known)[0], max(n for n in ladder(MOST_EVER) if n <= share))
+        for n in ladder(wanted):
+            if n > 1 and self._certify(trial, n):
+                break
+        else:
+            return
+        # 40 member-steps for each member of a size; the halves take as much again, all together
+        while (n := n // 2) > 1 and 80 * n < CHEAP * pending * trial.budget:
+            self._certify(trial, n)
 
     def is_certified(self, trial: Trial, members: int) -> bool:
-        """Whether packs of this size may be trained; tried now if it never was."""
-        if members == 1:
-            return True
-        known = self._recall(trial.shape)
-        size = known.get(members, Size(members))
-        if not size.fits:
-            return False
-        if size.equal is None:
-            size = self._remember(trial.shape, _tried(lambda: trial.certify(members), size))
-        return bool(size.equal)
+        """Whether packs of this size may be trained."""
+        size = self._recall(trial.shape).get(members, Size(members))
+        return members == 1 or (size.fits and bool(size.equal))
+
+    def _certify(self, trial: Trial, members: int) -> bool:
+        size = self._recall(trial.shape).get(members, Size(members))
+        if size.equal is None and size.fits:
+            try:
+                size = self._remember(trial.shape, replace(size, equal=trial.certify(members)))
+            except Undecided:
+                raise
+            except (Exception, SystemExit) as error:
+                if isinstance(error, torch.AcceleratorError):
+                    raise
+                # only what a comparison has shown is told to others: an error may be this process's own
+                lacks_room = isinstance(error, Exception) and is_out_of_memory(error)
+                self._known[trial.shape][members] = replace(size, equal=False, fits=not lacks_room)
+        return self.is_certified(trial, members)
 
     def shrink(self, trial: Trial) -> Shrink:
         """When a pack gets smaller: once a quarter has ended, to the next certified size that holds the rest."""
@@ -116,10 +155,13 @@ class Planner:
         def to(active: int, held: int) -> int | None:
             if active == 0 or 4 * active > 3 * held:
                 return None
-            fitting = [n for n in reversed(ladder(held)) if active <= n < held]
-            return next((n for n in fitting if self.is_certified(trial, n)), None)
+            return next((n for n in range(active, held) if self.is_certified(trial, n)), None)
 
         return to
+
+    def split(self, trial: Trial, n: int) -> int:
+        """The largest pack that n runs may begin with."""
+        return next(size for size in range(n, 0, -1) if self.is_certified(trial, size))
 
     def ran_out(self, trial: Trial, members: int) -> None:
         """Memory was out in a pack of this size."""
@@ -137,10 +179,10 @@ class Planner:
         return size
 
     def _time(self, trial: Trial, pending: int) -> None:
-        if pending < 2 or trial.seconds_alone() * pending < WORTH:
-            return
         self.say(f"trying how many runs like {trial.config.label()} train best together")
-        for size in trial.time([n for n in (1, 2, 4, 8, 16, 32) if n <= MOST]):
+        # of each size some twelve steps, as long as that is little beside what is to be done
+        most = CHEAP * pending * trial.budget / 12
+        for size in trial.time([n for n in (1, 2, 4, 8, 16, 32) if n <= min(MOST, max(2, most))]):
             known = self._known[trial.shape].get(size.members, size)
             self._remember(trial.shape, replace(known, rate=size.rate, fits=size.fits))
         tried = self._known[trial.shape]
@@ -163,16 +205,6 @@ def _by_speed(known: Mapping[int, Size]) -> list[int]:
     return ordered or [1]
 
 
-def _tried(certify: Callable[[], bool], size: Size) -> Size:
-    try:
-        return replace(size, equal=certify())
-    except Exception as error:
-        if is_out_of_memory(error):
-            return replace(size, fits=False)
-        # code that fails in a pack may do well alone, and else will say there what is wrong
-        return replace(size, equal=False)
-
-
 # ----------------------------------------------------------------------------------------------------------- trials
 
 
@@ -187,7 +219,11 @@ class _Idle:
 
 
 class Trial:
-    """Trains runs like a given one, for what can be learnt of them. `make` gives its family anew."""
+    """Trains runs like a given one, for what can be learnt of them.
+
+    `make` gives its family anew; `code` says which code that is. `on_step` is called before each step: what it raises
+    ends the trial.
+    """
 
     def __init__(
         self,
@@ -197,9 +233,11 @@ class Trial:
         budget: int,
         device: torch.device,
         numerics: Mapping[str, Any],
+        code: str | None = None,
+        on_step: Callable[[], None] = lambda: None,
     ) -> None:
-        self.make, self.config, self.budget, self.device = make, config, budget, device
-        self.shape = shape(name, config, numerics)
+        self.make, self.config, self.budget, self.device, self.on_step = make, config, budget, device, on_step
+        self.shape = shape(name, config, numerics, code)
         self._alone: float | None = None
 
     def _members(self, seeds: Sequence[int], first: int = 0) -> list[Member]:
@@ -215,8 +253,7 @@ class Trial:
     def seconds_alone(self) -> float:
         """What one such run takes alone, roughly, evaluations aside."""
         if self._alone is None:
-            training = Training(self.make(), self._members([0]), self.device)
-            self._alone = self.budget / _rate(training)
+            self._alone = self.budget / self._rate(self._training(self._members([0])))
         return self._alone
 
     def time(self, sizes: Sequence[int]) -> list[Size]:
@@ -228,40 +265,88 @@ class Trial:
         found: dict[int, Training] = {}
         for n in sizes:
             try:
-                peak = _peak(self.device)
-                found[n] = Training(self.make(), self._members(range(n)), self.device)
-                rates[n] = [_rate(found[n])]
-            except Exception as error:
-                if not is_out_of_memory(error):
+                held = _in_use(self.device)
+                found[n] = self._training(self._members(range(n)))
+                rates[n] = [self._rate(found[n])]
+            except (Undecided, torch.AcceleratorError):
+                raise
+            except (Exception, SystemExit) as error:
+                found.pop(n, None)
+                if isinstance(error, Exception) and is_out_of_memory(error):
+                    return [*_medians(rates), Size(n, fits=False)]
+                if n == 1:
                     raise
-                return [*_medians(rates), Size(n, fits=False)]
+                break  # what is larger fails, too; what was timed may do
             best = max(max(each) for each in rates.values())
-            if rates[n][0] < GIVEN_UP * best or 2 * (_peak(self.device) - peak) > ROOM * _free(self.device):
+            if rates[n][0] < GIVEN_UP * best or 2 * (_in_use(self.device) - held) > ROOM * _free(self.device):
                 break
         for _ in range(2):
             for n, training in found.items():
-                rates[n].append(_rate(training))
+                rates[n].append(self._rate(training))
         return _medians(rates)
 
     def certify(self, members: int) -> bool:
-        """Train a pack and its members alone, some steps each, and compare all that they hold, to the bit."""
+        """Train a pack and its members alone, some steps each, and compare all that they hold, to the bit.
+
+        Raises Undecided where that is not finite: of NaN all are equal.
+        """
         seeds = range(members)
-        together = Training(self.make(), self._members(seeds, first=1), self.device)
-        steps = max(1, min(STEPS, self.budget))
-        before = torch.get_rng_state()
-        for _ in range(steps):
-            together.update()
-        if not torch.equal(before, torch.get_rng_state()):
+        together = self._training(self._members(seeds, first=1))
+        before = random_state(self.device)
+        self._advance(together)
+        measured = [together.measure(split) for split in SPLITS]
+        if not _same_numbers(before, random_state(self.device)):
             return False  # it draws from the global numbers, which members of a pack would share
-        measured = together.measure("val")
         for k in seeds:
-            alone = Training(self.make(), self._members([k], first=1), self.device)
-            for _ in range(steps):
-                alone.update()
-            same_state = _equal(together.tensors(k), alone.tensors(0))
-            if not same_state or repr(measured[k]) != repr(alone.measure("val")[0]):  # a NaN equals itself
+            alone = self._training(self._members([k], first=1))
+            self._advance(alone)
+            ours, theirs = together.tensors(k), alone.tensors(0)
+            for tensor in theirs.values():
+                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                    raise Undecided
+            # a NaN that was measured equals itself
+            if not _equal(ours, theirs) or [repr(each[k]) for each in measured] != [
+                repr(alone.measure(split)[0]) for split in SPLITS
+            ]:
                 return False
         return True
+
+    def _training(self, members: Sequence[Member]) -> Training:
+        self.on_step()
+        return Training(self.make(), members, self.device)
+
+    def _advance(self, training: Training) -> None:
+        for _ in range(max(1, min(STEPS, self.budget))):
+            self.on_step()
+            training.update()
+
+    def _rate(self, training: Training) -> float:
+        """Member-steps per second, over ROUND seconds and two steps at least."""
+        for _ in range(2):
+            self._step(training)
+        _wait(training)
+        began, steps = time.perf_counter(), 0
+        while steps < 2 or time.perf_counter() - began < ROUND:
+            self._step(training)
+            steps += 1
+            _wait(training)  # else the clock would see how fast work is handed over
+        return training.size * steps / (time.perf_counter() - began)
+
+    def _step(self, training: Training) -> None:
+        self.on_step()
+        for member in training.active:
+            if member.is_at_end():
+                member.step = 0  # there may be no data beyond it
+        training.update()
+
+
+SPLITS = ("val", "test")
+
+
+def _same_numbers(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether the global random numbers stand where they stood."""
+    tensors = [name for name in a if isinstance(a[name], Tensor)]
+    return all(torch.equal(a[n], b[n]) for n in tensors) and all(a[n] == b[n] for n in a.keys() - set(tensors))
 
 
 def _equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
@@ -274,27 +359,6 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
 
 
-def _rate(training: Training) -> float:
-    """Member-steps per second, over ROUND seconds and two steps at least."""
-    for _ in range(2):
-        _step(training)
-    _wait(training)
-    began, steps = time.perf_counter(), 0
-    while steps < 2 or time.perf_counter() - began < ROUND:
-        _step(training)
-        steps += 1
-        if training.device.type == "cuda":
-            _wait(training)  # else the clock would see how fast work is handed over
-    return training.size * steps / (time.perf_counter() - began)
-
-
-def _step(training: Training) -> None:
-    for member in training.active:
-        if member.is_at_end():
-            member.step = 0  # there may be no data beyond it
-    training.update()
-
-
 def _wait(training: Training) -> None:
     if training.device.type == "cuda":
         torch.cuda.synchronize(training.device)
@@ -304,19 +368,24 @@ def _medians(rates: Mapping[int, Sequence[float]]) -> list[Size]:
     return [Size(n, rate=statistics.median(each)) for n, each in rates.items()]
 
 
-def _peak(device: torch.device) -> int:
-    """Bytes that this process has held at most."""
+def _in_use(device: torch.device) -> int:
+    """Bytes that this process holds; on a GPU with what it held at most since it was asked last."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0  # the system does not tell
 
 
 def _free(device: torch.device) -> int:
-    """Bytes that are free now."""
+    """Bytes that may be had now: what files are cached in may go."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):
-        return 2**62  # the system does not tell
+        found = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        found = None
+    return int(found[1]) * 1024 if found else 2**62

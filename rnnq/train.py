@@ -117,7 +117,7 @@ def compiled(family: Family) -> Family:
     # beyond a limit torch would go on without: then a run's bits would depend on what its process did before
     torch._dynamo.config.recompile_limit = 2**16
     torch._dynamo.config.accumulated_recompile_limit = 2**16
-    name = "loss" if type(family).gradients is Family.gradients else "gradients"
+    name = "gradients" if has_own_gradients(family) else "loss"
     setattr(family, name, torch.compile(getattr(family, name), dynamic=False))
     return family
 
@@ -322,13 +322,14 @@ def _run(training: Training, pace: Pace, shrink: Shrink) -> Iterator[tuple[Membe
 def _hand_over(training: Training, pace: Pace) -> Iterator[tuple[Member, Outcome]]:
     """What is due after a step: wishes, checkpoints, points. A member that diverged or is no longer ours ends."""
     saved = False
+    by_time = pace.every.steps is None and pace.is_due(0)  # one look for all
     for member in list(training.active):
         try:
             if member.desk.wish():
                 state = training.state(member)
                 training.freeze(member)
                 yield member, Outcome(False, member.step, member.take_points(), state=state)
-            elif pace.is_due(member.step):
+            elif by_time or (pace.every.steps is not None and pace.is_due(member.step)):
                 state = training.state(member)
                 member.desk.save(member.step, member.take_points(), state)
                 saved = True
@@ -369,12 +370,12 @@ class Training:
         self.rows = list(members)  # by their place on the axis
         self.active = list(members)
         self.frozen: set[int] = set()  # rows of members that have ended
+        # what begins without an infinity has none later: a mask of a module's own may hold some
+        self._infinite: set[str] = set()
         drawn = [self._draw(member) for member in members]
         # contiguous, as the fused optimiser walks through the memory of a row from its first element to its last
         self.params = {n: p.contiguous().requires_grad_() for n, p in self._stack([d.params for d in drawn]).items()}
         self.carried = self._stack([d.carried for d in drawn])
-        # what begins without an infinity has none later: a mask of a module's own may hold some
-        self._finite = [name for name, c in self.carried.items() if bool(torch.isfinite(c).all())]
         self.optimizer = FusedAdam(self.params, [family.optimizer(member.config) for member in members])
         decay, start = family.smoothing or (0.0, 0.0)
         self.decay = decay
@@ -398,6 +399,7 @@ class Training:
         """Each member is drawn alone, from its own seed: nothing of it depends on who is beside it."""
         seed_everything(member.config.seed)
         drawn = self.family.init([member.config])
+        self._infinite |= {name for name, c in drawn.carried.items() if not bool(torch.isfinite(c).all())}
         member.rng = random_state(self.device)
         if member.resumed is None:
             return drawn
@@ -408,6 +410,9 @@ class Training:
     def _stack(self, trees: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         if len(trees) == 1:
             return {name: t.to(self.device) for name, t in trees[0].items()}
+        kinds = [{name: (t.shape, t.dtype) for name, t in tree.items()} for tree in trees]
+        if any(kind != kinds[0] for kind in kinds):
+            raise InputError("members of a pack hold tensors of other names or shapes", "each is to be trained alone")
         return {name: torch.cat([tree[name] for tree in trees]).to(self.device) for name in trees[0]}
 
     # ------------------------------------------------------------------------------------------------ stepping
@@ -494,8 +499,9 @@ class Training:
             except Diverged as error:
                 yield self.end(member, error)
                 continue
+            summary = self.summary(member)
             self.freeze(member)
-            points, summary = member.take_points(), self.summary(member)
+            points = member.take_points()
             yield member, Outcome(True, member.step, points, summary, state, member.best)
 
     def end(self, member: Member, error: RnnqError) -> tuple[Member, Outcome]:
@@ -549,7 +555,7 @@ class Training:
         k = self.rows.index(member)
         alone = self._parts(k)
         moments = self.optimizer.state(k)
-        carried = {name: c for name, c in alone["carried"].items() if name in self._finite}
+        carried = {name: c for name, c in alone["carried"].items() if name not in self._infinite}
         _refuse_nonfinite([alone["params"], carried, moments], member.step)
         average = self.average[k : k + 1].to("cpu", copy=True)
         return {
@@ -562,13 +568,27 @@ class Training:
         }
 
 
+def has_own_gradients(family: Family) -> bool:
+    """Whether its gradients are of its own loss: one that gives its parent's family another loss has autograd's."""
+    order = type(family).__mro__
+    mine, loss = (next(at for at, kind in enumerate(order) if name in vars(kind)) for name in ("gradients", "loss"))
+    return order[mine] is not Family and mine <= loss
+
+
 def gradients_of(
     family: Family, state: State, data: Any
 ) -> tuple[Tensor, Mapping[str, Tensor | None], dict[str, Tensor]]:
     """The losses, (K,), the gradient of each parameter, and the next carried state: the family's own, or autograd's."""
-    if type(family).gradients is not Family.gradients:
-        with torch.no_grad():
-            return family.gradients(state, data)
+    if not has_own_gradients(family):
+        return by_autograd(family, state, data)
+    with torch.no_grad():
+        return family.gradients(state, data)
+
+
+def by_autograd(
+    family: Family, state: State, data: Any
+) -> tuple[Tensor, Mapping[str, Tensor | None], dict[str, Tensor]]:
+    """As `gradients_of`, from the family's loss alone."""
     losses, carried = family.loss(state, data)
     # members are independent: the gradient of the sum is each member's own
     found = torch.autograd.grad(losses.sum(), list(state.params.values()), allow_unused=True)

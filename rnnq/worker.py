@@ -132,7 +132,9 @@ class Worker:
         self.device_broke = False
         self.desks: Desks | None = None  # of the runs that are being trained
         self.planner = pack.Planner(pack_size, device, _Findings(engine), self._say) if pack_size != 1 else None
-        self._trials: dict[tuple[str, str | None], pack.Trial | None] = {}
+        self._trials: dict[_Kind, pack.Trial | None] = {}
+        self.ahead: queue.Ahead | None = None  # what would have been claimed at the last look
+        self.short: set[int] = set()  # runs of packs for which memory was out
         self.waits = False  # for the database, with a write that training cannot go on without
         self._looked = time.monotonic()
         self.delay = host.seconds_from_environment("RNNQ_RETRY_S", queue.DELAY)
@@ -184,9 +186,10 @@ class Worker:
     def _train_all(self) -> int:
         trained = failed = 0
         while not self.stop.is_set() and self.pulse.asked is None and trained != self.scope.runs:
-            left = pack.MOST if self.scope.runs is None else self.scope.runs - trained
+            left = pack.MOST_EVER if self.scope.runs is None else self.scope.runs - trained
             claims = self.insist(partial(self._claim, left))
             if claims:
+                claims = self._with_mates(claims, left)
                 trained += len(claims)
                 failed += self._hold(claims)
                 self._break()
@@ -200,42 +203,87 @@ class Worker:
         return failed
 
     def _claim(self, most: int) -> list[Claim]:
+        """As many runs of one shape as are known to train well together; else one."""
         self._reaped(self.pulse.reap())
-        ahead = queue.ahead(self.engine, self.scope.stage, self.unfit) if self.planner and most > 1 else None
-        size = min(most, self._size(ahead)) if ahead else 1
-        kind = _kind(ahead) if ahead and size > 1 else None
+        self.ahead = queue.ahead(self.engine, self.scope.stage, self.unfit) if self.planner and most > 1 else None
+        trial = self._trial(self.ahead) if self.ahead else None
+        size = 1
+        if trial is not None and self.ahead is not None and self.planner is not None:
+            size = min(most, self.planner.best(trial, self.ahead.pending, self._rivals(self.ahead)))
+        kind = (self.ahead.stage, self.ahead.pack_key) if self.ahead and size > 1 else None
         return queue.claim(self.engine, self.id, self.provenance, size, self.scope.stage, self.unfit, kind=kind)
 
-    def _size(self, ahead: queue.Ahead) -> int:
-        """How many of the runs that wait to claim at once, and train as one pack."""
+    @staticmethod
+    def _rivals(ahead: queue.Ahead) -> int:
+        return max(ahead.workers, processes.side_by_side())
+
+    def _with_mates(self, claims: list[Claim], most: int) -> list[Claim]:
+        """With a run in hand whose shape is new here, find out how many to train together, and claim the others.
+
+        In hand: should the trial end this process, or hang, it is the run's attempt that was lost or stalled, and
+        whoever claims it next trains it alone.
+        """
+        [first, *others], ahead = claims, self.ahead
+        trial = self._trials.get(_kind(first)) if not others else None
+        if trial is None or ahead is None or self.planner is None or _kind(ahead) != _kind(first):
+            return claims
+        pending, rivals = ahead.pending, self._rivals(ahead)
+        if not self.planner.is_to_try(trial, pending, rivals) or not self._find_out(first, trial, pending, rivals):
+            return claims
+        size = min(most, self.planner.best(trial, pending, rivals))
+        if size == 1 or self.is_to_stop() or self.pulse.asked is not None:
+            return claims
+        kind = first.stage, first.pack_key
+        more = partial(
+            queue.claim, self.engine, self.id, self.provenance, size - 1, self.scope.stage, self.unfit, kind=kind
+        )
+        return [first, *self.insist(more)]
+
+    def _find_out(self, claim: Claim, trial: pack.Trial, pending: int, rivals: int) -> bool:
+        """Try sizes; whether that came to an end."""
         assert self.planner is not None
-        if ahead.pack_key is None or ahead.pending < 2:
-            return 1
+        self.pulse.hold(claim)
+        self.desks = Desks(self, [claim])
         try:
             with logs.unheard():
-                trial = self._trial(ahead)
-                return (
-                    1
-                    if trial is None
-                    else self.planner.best(trial, ahead.pending, max(ahead.workers, processes.side_by_side()))
-                )
+                self.planner.find_out(trial, pending, rivals)
         except DatabaseError:
             raise
-        except (Exception, SystemExit):
-            return 1  # what is wrong shows when the run is trained
+        except pack.Undecided:
+            return False
+        except (Exception, SystemExit) as error:  # what is wrong shows when the run is trained
+            self._words(error)
+            return False
+        finally:
+            self.desks = None
+        return True
+
+    def _on_trial_step(self) -> None:
+        """Trials are watched as training is, and are given up when this worker is to leave."""
+        if self.desks is not None:
+            self.desks.stepped = time.monotonic()
+        if self.is_to_stop():
+            raise pack.Undecided
 
     def _trial(self, ahead: queue.Ahead) -> pack.Trial | None:
-        """What is to be learnt of runs like the next one; None for those that are trained alone. Raises InputError."""
+        """What is to be learnt of runs like the next one; None for those that are trained alone."""
         kind = _kind(ahead)
         if kind not in self._trials:
-            find = partial(self._found, ahead.family, self._definition(ahead))
-            made = config.parse(find().Config, ahead.config)
-            can = pack.can_pack(find(), made) and made.pack_key() == ahead.pack_key
-            numerics = self._numerics(find())
             self._trials[kind] = None
-            if can and ahead.budget is not None:
-                self._trials[kind] = pack.Trial(find, ahead.family, made, ahead.budget, self.device, numerics)
+            with contextlib.suppress(Exception):  # what is wrong shows when the run is trained
+                self._trials[kind] = self._new_trial(ahead)
         return self._trials[kind]
+
+    def _new_trial(self, ahead: queue.Ahead) -> pack.Trial | None:
+        if ahead.pack_key is None or ahead.budget is None:
+            return None
+        find = partial(self._found, ahead.family, self._definition(ahead))
+        made = config.parse(find().Config, ahead.config)
+        if not pack.can_pack(find(), made) or made.pack_key() != ahead.pack_key:
+            return None
+        code = ahead.source_sha256 or f"rnnq {rnnq.__version__}"
+        numerics = self._numerics(find())
+        return pack.Trial(find, ahead.family, made, ahead.budget, self.device, numerics, code, self._on_trial_step)
 
     def insist(self, write: Callable[[], T]) -> T:
         """Do it, and again, with jitter, while the database is away.
@@ -277,13 +325,19 @@ class Worker:
             self.pulse.hold(claim)
             self.watch("claimed", {"claim": claim})
         try:
+            if self.device_broke:  # in a trial
+                for desk in desks.all:
+                    self._guarded(desk, partial(self._hand_on, desk, "the device broke"))
+                return 0
             with logs.kept(self.root, self.study, [(claim.run, claim.attempt) for claim in claims], self.keep_logs):
                 self._train(desks)
         except CheckpointError as error:  # a full disk: none of the runs is to blame
             self.stop.set()  # the database, which may lie on the same disk, is waited for, but not for long
-            for desk in desks.open:
-                with contextlib.suppress(LeaseLost, DatabaseError):
-                    self._release(desk.claim, error)
+            # that the first of them has waited for in vain is not there for the others
+            with contextlib.suppress(DatabaseError):
+                for desk in desks.open:
+                    with contextlib.suppress(LeaseLost):
+                        self._release(desk.claim, error)
             raise
         finally:
             self.desks = None
@@ -298,31 +352,36 @@ class Worker:
             member = self._guarded(desk, partial(self._prepare, desk))
             if member is not None:
                 members[member] = desk
-        waiting = list(members)
-        for size in self._split(desks, len(members)):
-            part, waiting = waiting[:size], waiting[size:]
-            if len(part) == 1:
-                self._guarded(members[part[0]], partial(self._train_together, part, members))
-                continue
-            try:
-                self._train_together(part, members)
-                continue
-            except (DatabaseError, CheckpointError):
-                raise
-            except (Exception, SystemExit) as error:
-                words = self._words(error)
-            self._scatter([members[member] for member in part], words)
+        part = list(members)
+        if len(part) > 1:
+            size = self._may_begin(desks.all[0].claim, len(part))
+            for member in part[size:]:  # rivals left us fewer than were to be claimed: others may have the rest
+                self._guarded(
+                    members[member], partial(self._hand_on, members[member], "no pack of this size is certified")
+                )
+            part = part[:size]
+        if len(part) == 1:
+            self._guarded(members[part[0]], partial(self._train_together, part, members))
+        elif part:
+            self._train_pack(part, members)
 
-    def _split(self, desks: Desks, n: int) -> list[int]:
-        """Sizes of packs that hold n runs: another worker may have taken some of those that were to be claimed."""
-        trial = self._trials.get(_kind(desks.all[0].claim)) if n > 1 else None
-        if trial is None or self.planner is None:
-            return [1] * n
-        sizes = []
-        while n:
-            sizes.append(next(size for size in pack.ladder(n) if self.planner.is_certified(trial, size)))
-            n -= sizes[-1]
-        return sizes
+    def _train_pack(self, part: Sequence[Member], members: Mapping[Member, RunDesk]) -> None:
+        try:
+            self._train_together(part, members)
+            return
+        except (DatabaseError, CheckpointError):
+            raise
+        except (Exception, SystemExit) as error:
+            words = self._words(error)
+        self._scatter([members[member] for member in part], words)
+
+    def _may_begin(self, claim: Claim, n: int) -> int:
+        trial = self._trials.get(_kind(claim))
+        return self.planner.split(trial, n) if trial is not None and self.planner is not None else 1
+
+    def _hand_on(self, desk: RunDesk, why: str) -> None:
+        self.insist(lambda: queue.release(self.engine, desk.claim, why))
+        self._ended(desk, "released", {"step": desk.step})
 
     def _train_together(self, part: Sequence[Member], members: Mapping[Member, RunDesk]) -> None:
         first = members[part[0]].claim
@@ -391,12 +450,15 @@ class Worker:
         """
         desks = [desk for desk in part if desk.ended is None]
         trial = self._trials.get(_kind(part[0].claim))
-        together = words.cause == "oom" and self.planner is not None and trial is not None
-        if together and self.planner is not None and trial is not None:
+        if words.cause == "oom" and self.planner is not None and trial is not None:
             self.planner.ran_out(trial, len(part))
         why = f"an error in a pack of {len(part)}: {words.message}"
         self.watch("scattered", {"claims": [desk.claim for desk in desks], "message": why})
         for desk in desks:
+            # one that needs too much wherever it is shall not make all packs smaller, one after the other
+            together = words.cause == "oom" and desk.claim.run not in self.short
+            if words.cause == "oom":
+                self.short.add(desk.claim.run)
             release = partial(queue.release, self.engine, desk.claim, why, alone=not together, trace=words.trace)
             try:
                 self.insist(release)
@@ -579,9 +641,12 @@ class _Words:
     trace: str
 
 
-def _kind(claim: Claim | queue.Ahead) -> tuple[str, str | None]:
+_Kind = tuple[str, str, str | None, str | None]
+
+
+def _kind(claim: Claim | queue.Ahead) -> _Kind:
     """Runs of which a trial says the same."""
-    return claim.stage, claim.pack_key
+    return claim.stage, claim.family, claim.source_sha256, claim.pack_key
 
 
 class _NotHere(InputError):

@@ -215,7 +215,7 @@ def test_databases_that_cannot_be_used_are_refused_by_name(cli: Cli, tmp_path: P
     assert "has schema 9999" in refused(cli, "status", "--db", "newer.db")
     assert "has schema 9999" in refused(cli, "init", file, "--db", "newer.db")
     assert "folder" in refused(cli, "status", "--db", ".")
-    assert "SQLite" in refused(cli, "status", "--db", "mysql://x/y")
+    assert "postgresql" in refused(cli, "status", "--db", "mysql://x/y")
 
 
 def test_what_does_not_exist_is_refused_by_name(cli: Cli, tmp_path: Path) -> None:

@@ -327,7 +327,7 @@ def test_a_cancel_now_takes_the_run_from_its_worker(study: Study) -> None:
 
 
 def test_a_paused_stage_gives_back_its_runs_with_their_states_and_resumes_from_there(study: Study) -> None:
-    worker = study.worker(stage="endless", every=20)
+    worker = study.worker(stage="endless", every=20, pack=1)
     worker.expect("saved", run=3)
     said = study.rnnq("pause", "endless")
     assert "1 running run: saved and given back" in said

@@ -15,6 +15,7 @@ import typer
 
 from rnnq.cli import output
 from rnnq.cli.options import DB, DEFS, Db, Defs, Device, Stage
+from rnnq.cli.status import members_words
 from rnnq.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -257,7 +258,8 @@ class Display:
             self.progress.remove_task(self.task)
         left, total = self.count()
         first, n = claims[0], len(claims)
-        who = f"run {first.run}" if n == 1 else f"pack of {n}: runs {first.run}-{claims[-1].run},"
+        runs = members_words([{"run": claim.run} for claim in claims])
+        who = f"run {runs}" if n == 1 else f"pack of {n}: runs {runs},"
         begun = {"completed": sum(self.steps.values()), "loss": "", "runs": f"{total - left}/{total} runs"}
         budget = sum(claim.budget or 0 for claim in claims) or None
         self.task = self.progress.add_task(f"{who} {first.stage}: {first.label}", total=budget, **begun)
@@ -287,6 +289,7 @@ class Display:
         self.line(f"run {claim.run} {claim.stage}: {claim.label}: {text}")
 
     def _done(self, details: Mapping[str, Any]) -> None:
+        self.steps[details["claim"].run] = details["step"]
         loss = "" if details["loss"] is None else f"loss {details['loss']:.4f} "
         self._ended(details, f"done, {loss}after {details['step']:,} steps, {details['seconds']:.1f} s")
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from rnnq import data as corpora
 from rnnq.config import parse
 from rnnq.errors import DataError, Diverged
-from rnnq.families.base import Adam, Family, State
+from rnnq.families.base import Adam, State
 from rnnq.families.dynamics import data, model
 from rnnq.families.dynamics.config import FLAGS, DynamicsConfig
 from rnnq.families.dynamics.model import Dynamics
 from rnnq.optimizer import FusedAdam
-from rnnq.train import Every, Member, Outcome, Point, Training, train
+from rnnq.train import Every, Member, Outcome, Point, Training, by_autograd, train
 from tests.families import oracle
 
 torch.set_num_threads(1)
@@ -176,7 +176,7 @@ def test_gradients_in_closed_form_are_those_of_autograd(n_layers: int) -> None:
         for dtype, close in ((torch.float64, 1e-12), (torch.float32, 1e-5)):
             state, batch = some_state(config, 2, dtype)
             losses, found, carried = Dynamics().gradients(state, batch)
-            expected_losses, expected, expected_carried = Family.gradients(Dynamics(), state, batch)
+            expected_losses, expected, expected_carried = by_autograd(Dynamics(), state, batch)
 
             torch.testing.assert_close(losses, expected_losses, rtol=close, atol=0)
             assert difference(carried, expected_carried) == 0

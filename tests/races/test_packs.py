@@ -198,11 +198,11 @@ def test_when_memory_is_out_the_pack_is_made_smaller_and_that_is_remembered(stud
     moody(study, ["good", "is large"])
     worker = study.worker(pack=4)
     worker.end()
-    assert sizes(worker) == [4, 3, 2, 2]
+    assert sizes(worker) == [4, 2, 2]
     assert set(study.states().values()) == {"done"}
     assert all(row["failures"] == 0 for row in study.rows("SELECT failures FROM runs"))
     known = study.rows("SELECT members, fits FROM packs ORDER BY members")
-    assert [(row["members"], bool(row["fits"])) for row in known] == [(2, True), (3, False), (4, False)]
+    assert [(row["members"], bool(row["fits"])) for row in known] == [(2, True), (4, False)]
 
 
 def test_what_a_pack_prints_is_in_the_log_of_each_of_its_runs(study: Study) -> None:
