@@ -617,7 +617,7 @@ def ahead(engine: Engine, stage: str | None = None, without: Iterable[str] = ())
     alike = """SELECT count(*) FROM (
                    SELECT 1 FROM intakes JOIN runs ON runs.intake = intakes.id AND runs.stage = intakes.stage
                    WHERE intakes.complete AND intakes.stage = :stage AND runs.state = 'pending'
-                   AND runs.pack_key = :pack_key LIMIT :many) AS some"""
+                   AND runs.pack_key = :pack_key LIMIT :many) AS alike"""
     with db.reading(engine) as connection:
         row = connection.execute(text(head), {"stage": stage, "without": _dump(list(without))}).one_or_none()
         if row is None:

@@ -46,8 +46,11 @@ BOTH = ("test_queue", "test_query", "test_frame", "test_promote")  # modules who
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests of BOTH that need a database run on each, but for those that are marked sqlite: it has what others lack."""
-    if "kind" in metafunc.fixturenames and metafunc.module.__name__.rpartition(".")[2] in BOTH:
+    """Tests of BOTH that need a database run on each, but for those that are marked sqlite: it has what others lack.
+    Of other modules, those that are marked both.
+    """
+    marked = metafunc.definition.get_closest_marker("both")
+    if "kind" in metafunc.fixturenames and (marked or metafunc.module.__name__.rpartition(".")[2] in BOTH):
         only = metafunc.definition.get_closest_marker("sqlite")
         metafunc.parametrize("kind", ["sqlite"] if only else ["sqlite", "postgres"], indirect=True, scope="module")
 

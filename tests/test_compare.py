@@ -42,6 +42,7 @@ def test_a_stage_stands_below_the_one_it_was_promoted_from(engine: Engine) -> No
     assert tree(engine) == [("first", 0), ("second", 1), ("third", 2), ("sibling", 1), ("other", 0)]
 
 
+@pytest.mark.both
 def test_a_stage_with_several_parents_stands_below_that_of_most_parents_and_names_the_others(engine: Engine) -> None:
     add(engine, "a", 2)  # runs 1, 2
     add(engine, "b", 3)  # 3 to 5
@@ -209,6 +210,7 @@ def test_a_value_that_was_not_finite_equals_only_its_like(engine: Engine) -> Non
     assert (unlike.same, unlike.first, unlike.largest) == (False, 1, None)
 
 
+@pytest.mark.both
 def test_the_last_attempts_are_compared_with_their_numerics_and_code(engine: Engine) -> None:
     add(engine, "a", 2)
     trained(engine, CURVE, {}, threads=1)

@@ -119,6 +119,7 @@ def test_a_table_of_runs_is_exact(engine: Engine, cli: Cli) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.both
 def test_stages_are_united_and_integers_stay_integers(engine: Engine) -> None:
     add(engine, 1)
     queue.init(engine, [new_stage(1, "other", fields={"seed": "int", "depth": "int"})])
@@ -413,6 +414,7 @@ def test_text_becomes_values_of_the_fields_types(folder: Path) -> None:
     assert made.without_loss == 1
 
 
+@pytest.mark.both
 def test_a_loss_that_is_not_finite_is_imported_as_none(folder: Path, engine: Engine) -> None:
     made = prepared("x,score\n1,nan\n2,-inf\n3,Infinity\n4,1\n", engine)
     queue.init(engine, [made.stage])
@@ -632,6 +634,7 @@ def test_of_an_export_what_is_finished_is_imported_with_nulls_and_lists(
     assert prepared(exported.getvalue(), loss="loss", ignore=["fingerprint"]).stage.runs[0].fingerprint
 
 
+@pytest.mark.both
 def test_an_import_that_was_not_completed_is_not_exported(engine: Engine) -> None:
     add(engine, 1)
     with db.transaction(engine) as connection:

@@ -113,6 +113,7 @@ def test_high_is_good_where_the_family_says_so(engine: Engine) -> None:
     assert list(kept(engine).values()) == ["", "", "best", ""]
 
 
+@pytest.mark.both
 def test_a_group_wins_or_loses_with_all_its_seeds_and_one_that_lacks_seeds_loses_to_nobody(engine: Engine) -> None:
     made = [new_run(i, group=f"g{i // 2}", seed=i % 2) for i in range(6)]
     add(engine, made, keep="best of top 1")
@@ -139,6 +140,7 @@ def test_what_is_let_go_while_others_are_open_would_lose_at_the_end_too(engine: 
     assert [run for run, words in kept(engine).items() if words] == [2, 4]
 
 
+@pytest.mark.both
 def test_after_a_promote_losers_keep_their_best_alone(engine: Engine) -> None:
     study_of(engine, [1.0, 2.0, 3.0])
     child = new_runs(1)[0]
@@ -204,6 +206,7 @@ def test_only_runs_that_are_done_let_anything_go(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("state", ["pending", "failed", "cancelled"])
+@pytest.mark.both
 def test_a_run_keeps_what_a_run_that_goes_on_from_it_may_still_need(engine: Engine, state: str) -> None:
     study_of(engine, [1.0, 2.0], keep="none")
     child = queue.NewRun(**{**vars(new_runs(1)[0]), "parents": ((1, "continue", "{}"),)})
@@ -262,6 +265,7 @@ def beside(engine: Engine, claim: queue.Claim, name: str) -> Path:
     return path
 
 
+@pytest.mark.both
 def test_files_of_dead_attempts_go_and_those_of_the_living_stay(engine: Engine) -> None:
     queue.init(engine, [new_stage(2)])
     claim = claim_one(engine, now=1000.0)
@@ -280,6 +284,7 @@ def test_files_of_dead_attempts_go_and_those_of_the_living_stay(engine: Engine) 
     assert changes(engine, "gc") == [{"files": 2, "bytes": 14}]
 
 
+@pytest.mark.both
 def test_a_temporary_file_goes_once_its_worker_has_left_or_nobody_has_written_it_for_an_hour(engine: Engine) -> None:
     queue.init(engine, [new_stage(2)])
     first, second = claim_one(engine, "one"), claim_one(engine, "two")
@@ -414,6 +419,7 @@ def test_extending_or_sampling_what_gc_took_says_so(engine: Engine) -> None:
     assert found.left == {why: [1, 2], "without a checkpoint to go on from": [3]}
 
 
+@pytest.mark.both
 def test_what_went_is_logged_with_counts_and_bytes(engine: Engine) -> None:
     study_of(engine, [1.0, 2.0])
     collect(engine, "s", "best")

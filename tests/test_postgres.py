@@ -1,6 +1,7 @@
 """What only PostgreSQL has: many writers at once, plans that change, a server that goes and comes, an address.
 
-The tests of the queue, of filters, frames and promotes run there, too: see BOTH in conftest.py.
+The tests of the queue, of filters, frames and promotes run there, too: see BOTH in conftest.py; of other modules, those
+that are marked `both`.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, event, exc, text
 
+import rnnq
 from rnnq import db, doctor, host, queue, runs, tables
 from rnnq.databases import words
 from rnnq.errors import Conflict, DatabaseError, InputError, LeaseLost
 from rnnq.queue import Added
 from tests import postgres
 from tests.conftest import PROVENANCE, address_of, claim_one, new_runs, new_stage
-from tests.processes import Study
+from tests.processes import Study, pseudo_text
 
 NOW = 1000.0
 
@@ -771,6 +773,101 @@ def test_a_study_from_init_to_the_next_stage(tmp_path: Path) -> None:
         assert db.study(study.engine)[2] == tmp_path
         assert set(study.states().values()) == {"done"}
     postgres.drop(url)
+
+
+# ------------------------------------------------------------------------------- real runs: steered, read, moved
+
+REAL = """
+import rnnq
+
+def grow(config):
+    yield config | {"steps": 20}
+
+base = dict(corpus="text", state_size=8, window=32, batch_size=4, log_every=10, eval_every=50)
+small = rnnq.stage("small", "dynamics", rnnq.grid(steps=[50, 100], seed=[0, 1]), base=base, refine=grow)
+endless = rnnq.stage("endless", "dynamics", rnnq.grid(seed=[0, 1]), base=base | {"steps": 10_000_000})
+"""
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[Study]:
+    """Runs 1 to 4 of stage small, 5 and 6 of stage endless."""
+    url = postgres.fresh()
+    with Study(tmp_path, lease=2.0, address=url) as study:
+        (tmp_path / "text").write_bytes(pseudo_text(50_000))
+        study.rnnq("init", study.define(REAL))
+        yield study
+    postgres.drop(url)
+
+
+def test_real_runs_are_trained_in_packs_and_what_comes_of_them_is_read_and_moved(real: Study) -> None:
+    real.rnnq("worker", "--stage", "small", "--pack", "2")
+    assert real.rows("SELECT max(members) AS n FROM packs") == [{"n": 2}]
+    assert " 50  100" in real.rnnq("extend", "1", "2", "--steps", "100")
+    real.rnnq("worker", "--stage", "small", "--pack", "1")
+    for longer, straight in ((1, 3), (2, 4)):
+        assert real.run(longer)["curves"]["loss"] == real.run(straight)["curves"]["loss"]
+        assert real.ended(longer) == [("done", None)] * 2
+    assert real.rnnq("sample", "1", "--length", "9")
+    assert "equal to the bit" in real.rnnq("verify-resume", "1", "--times", "1")
+
+    for what in ("runs", "groups", "curves"):
+        for kind in ("csv", "parquet"):
+            real.rnnq("export", what, "--stage", "small", "--out", f"{what}.{kind}")
+    for stage, file in (("a", "runs.csv"), ("b", "runs.parquet")):
+        said = real.rnnq("import", file, "--stage", stage, "--family", "dynamics", "--loss", "loss")
+        assert "added 4 runs" in said
+    shown = rnnq.load(real.address)
+    assert len(shown.runs("small")) == 4 and len(shown.groups("small")) == 2
+    assert shown.runs("a")["loss"].tolist() == shown.runs("b")["loss"].tolist()
+    assert shown.curves("small", names=["loss"])["run"].nunique() == 4
+    shown.close()
+
+    real.rnnq("promote", "--stage", "small", "--top", "1")
+    real.rnnq("worker", "--stage", "small-2")
+    assert "deleted 2 files" in real.rnnq("gc", "--stage", "small", "--keep", "last, none for losers", "--yes")
+    found = {finding.name: finding.level for finding in doctor.examine(real.engine, deep=True)}
+    assert {name for name, level in found.items() if level == "problem"} == {"server"}  # without fsync, for tests
+
+
+def test_real_runs_are_steered_while_they_are_trained(real: Study) -> None:
+    worker = real.worker(stage="endless", every=20)
+    worker.expect("saved", run=5)
+    reader = real.start("rnnq", "status", "--watch", "--until-done", "--every", "0.2", "--stage", "endless")
+    follower = real.start("rnnq", "logs", "5", "--follow")
+    real.rnnq("cancel", "5", "--now")
+    worker.expect("lost")
+    worker.expect("saved", run=6)
+    follower.end()
+    assert "run 5 is cancelled" in follower.output
+    real.rnnq("cancel", "6")
+    worker.expect("cancelled")
+    worker.end()
+    reader.end()
+
+    assert real.ended(5) == [("cancelled", None)] and real.named(6)
+    assert "refused" in {finding.name for finding in doctor.examine(real.engine) if finding.level == "note"}
+    assert "added 1 run" in real.rnnq("retry", "5", "--set", "state_size=4")
+    assert [parent["kind"] for parent in real.run(7)["parents"]] == ["retry"]
+    real.rnnq("retry", "6")
+    real.rnnq("priority", "9", "6")
+    worker = real.worker(stage="endless", every=20)
+    assert worker.expect("restored", run=6)["step"] > 0
+    real.rnnq("worker", "--stop", worker.told("started")[0]["worker"])
+    worker.end()
+    assert real.states() == {1: "pending", 2: "pending", 3: "pending", 4: "pending"} | dict(
+        zip((5, 6, 7), ("cancelled", "pending", "pending"), strict=True)
+    )
+    for words_ in (
+        ("pause", "endless"),
+        ("rename", "endless", "long"),
+        ("resume", "long"),
+        ("delete", "long", "--yes"),
+    ):
+        real.rnnq(*words_)
+    assert sorted(real.states()) == [1, 2, 3, 4]
+    assert not any("/endless/" in file for file in real.files())
+    assert db.check(real.engine) == []
 
 
 # ------------------------------------------------------------------------------------------- workers at one server

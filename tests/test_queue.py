@@ -638,6 +638,199 @@ def test_a_claim_reads_the_head_of_each_queue_from_the_partial_index_and_sorts_n
     assert not [step.detail for step in plan if step.detail.startswith(("SCAN runs", "SCAN head", "SCAN inner_run"))]
 
 
+# ------------------------------------------------------------------------------------------------- packs of runs
+
+
+def of_key(n: int, key: str | None, first: int = 0) -> list[queue.NewRun]:
+    return [replace(run, pack_key=key) for run in new_runs(n, first)]
+
+
+@pytest.fixture
+def mixed(engine: Engine) -> Engine:
+    """Runs 1 to 3 of shape x, 4 and 5 of y, 6 of none; then 7 of x in another stage. Worker w."""
+    runs_ = [*of_key(3, "x"), *of_key(2, "y", 3), *of_key(1, None, 5)]
+    queue.init(engine, [new_stage(runs=runs_), new_stage(name="t", runs=of_key(1, "x", 50))])
+    queue.register(engine, "w", "cpu", {})
+    return engine
+
+
+def take(engine: Engine, limit: int, kind: tuple[str, str]) -> list[queue.Claim]:
+    return queue.claim(engine, "w", PROVENANCE, limit, kind=kind)
+
+
+def test_what_is_ahead_is_the_run_that_a_claim_takes_with_how_many_wait_that_are_alike(mixed: Engine) -> None:
+    seen = []
+    for _ in range(7):
+        found = queue.ahead(mixed)
+        claim = claim_one(mixed)
+        assert found is not None
+        assert (found.stage, found.pack_key, found.config) == (claim.stage, claim.pack_key, claim.config)
+        assert (found.family, found.budget, found.source, found.source_sha256) == ("f", 10, None, None)
+        seen.append((found.stage, found.pack_key, found.pending))
+
+    assert seen == [("s", "x", 3), ("s", "x", 2), ("s", "x", 1), ("s", "y", 2), ("s", "y", 1), ("s", None, 1),
+                    ("t", "x", 1)]  # fmt: skip
+    assert queue.ahead(mixed) is None
+
+
+def test_what_is_ahead_goes_by_priority_and_by_the_scope_and_leaves_out_paused_stages(mixed: Engine) -> None:
+    def head(*scope: Any) -> tuple[str, str | None, int] | None:
+        found = queue.ahead(mixed, *scope)
+        return found and (found.stage, found.pack_key, found.pending)
+
+    queue.prioritise(mixed, [5], 1)
+    assert head() == ("s", "y", 2)
+    assert head("t") == head(None, ["s"]) == ("t", "x", 1)
+    queue.pause(mixed, "s")
+    assert head() == ("t", "x", 1)
+    assert head("s") is None
+    queue.resume(mixed, "s")
+    queue.prioritise(mixed, [7], 2)
+    assert head() == ("t", "x", 1)
+    assert head("s") == ("s", "y", 2)
+
+
+def test_what_is_ahead_is_known_with_the_file_of_a_family_of_ones_own(engine: Engine) -> None:
+    queue.init(engine, [new_stage(1, family_in_source=True, source="study.py", source_sha256="abc")])
+
+    found = queue.ahead(engine)
+
+    assert found is not None
+    assert (found.source, found.source_sha256) == ("study.py", "abc")
+
+
+def test_runs_of_an_init_that_has_not_ended_are_not_ahead_nor_counted(mixed: Engine) -> None:
+    stage = new_stage(runs=of_key(4, "x", 20))
+    intakes = queue._open_intakes(mixed, [stage])
+    queue._insert_runs(mixed, intakes, stage)
+    queue.prioritise(mixed, [8], 9)
+
+    found = queue.ahead(mixed)
+
+    assert found is not None
+    assert (found.pack_key, found.pending) == ("x", 3)
+    assert [claim.run for claim in take(mixed, 10, ("s", "x"))] == [1, 2, 3]
+
+
+def test_live_workers_that_could_claim_what_is_ahead_are_counted(mixed: Engine) -> None:
+    for worker, stage in (("any", None), ("here", "s"), ("elsewhere", "t"), ("gone", "s")):
+        queue.register(mixed, worker, "cpu", {"stage": stage})
+    queue.leave(mixed, "gone", "bye")
+
+    found, elsewhere = queue.ahead(mixed), queue.ahead(mixed, "t")
+
+    assert found is not None and elsewhere is not None
+    assert (found.workers, elsewhere.workers) == (3, 3)  # w and any, and the one that is bound to the stage
+    queue.leave(mixed, "here", "bye")
+    found = queue.ahead(mixed)
+    assert found is not None
+    assert found.workers == 2
+
+
+def test_a_claim_of_one_kind_takes_that_stage_and_shape_alone_by_priority(mixed: Engine) -> None:
+    queue.prioritise(mixed, [3], 5)
+    queue.prioritise(mixed, [4], 9)
+
+    assert [claim.run for claim in take(mixed, 2, ("s", "x"))] == [3, 1]
+    assert [(claim.run, claim.pack_key) for claim in take(mixed, 9, ("s", "x"))] == [(2, "x")]
+    assert take(mixed, 9, ("s", "x")) == take(mixed, 9, ("s", "z")) == []
+    queue.pause(mixed, "s")
+    assert take(mixed, 9, ("s", "y")) == []
+    assert [claim.run for claim in take(mixed, 9, ("t", "x"))] == [7]
+
+
+@pytest.mark.sqlite
+def test_a_claim_of_one_kind_reads_the_index_that_begins_with_it_and_sorts_no_queue(mixed: Engine) -> None:
+    with db.reading(mixed) as connection:
+        values = {"worker": "w", "now": NOW, "limit": 1, "stage": "s", "without": "[]", "pack_key": "x"}
+        statement = queue._claim_statement(connection, alike=True)
+        plan = connection.execute(text("EXPLAIN QUERY PLAN " + statement), values).all()
+
+    [dive] = [step for step in plan if "inner_run" in step.detail]
+    assert "SEARCH inner_run USING INDEX ix_runs_claim_pack (intake=? AND stage=? AND pack_key=?)" in dive.detail
+    assert [step.detail for step in plan if step.parent == dive.parent] == [dive.detail]  # beside it: no sort
+
+
+def test_of_runs_recorded_together_one_that_was_lost_is_not_written_and_stays_on_record(mixed: Engine) -> None:
+    claims = take(mixed, 3, ("s", "x"))
+    queue.cancel(mixed, [2], at_once=True)
+
+    progress = [(claim, 5, [("loss", 5, float(claim.run)), ("new", 5, 0.5)]) for claim in reversed(claims)]
+    assert queue.record_together(mixed, progress) == [2]
+
+    assert {run: points(mixed, run) for run in (1, 2, 3)} == {
+        1: [("loss", 5, 1.0), ("new", 5, 0.5)],
+        2: [],
+        3: [("loss", 5, 3.0), ("new", 5, 0.5)],
+    }
+    assert [(row(mixed, run)["state"], row(mixed, run)["steps_done"]) for run in (1, 2, 3)] == [
+        ("running", 5),
+        ("cancelled", 0),
+        ("running", 5),
+    ]
+    with db.reading(mixed) as connection:
+        refused = connection.execute(text("SELECT detail FROM changes WHERE verb = 'refused'")).scalars().all()
+    assert list(map(json.loads, refused)) == [{"run": 2, "attempt": 1, "worker": "w", "what": "record"}]
+
+
+def test_of_runs_recorded_together_nothing_is_written_where_one_write_fails(mixed: Engine) -> None:
+    claims = take(mixed, 2, ("s", "x"))
+    queue.record(mixed, claims[1], 1, [("loss", 1, 1.0)])
+
+    with pytest.raises(exc.IntegrityError):  # a point that is there already
+        queue.record_together(mixed, [(claim, 5, [("loss", 1, 2.0)]) for claim in claims])
+
+    assert (points(mixed, 1), points(mixed, 2)) == ([], [("loss", 1, 1.0)])
+    assert (row(mixed, 1)["steps_done"], row(mixed, 2)["steps_done"]) == (0, 1)
+    assert queue.record_together(mixed, [(claim, 6, [("loss", 6, 1.0)]) for claim in claims]) == []
+
+
+def test_a_run_that_is_given_back_alone_has_no_shape_until_its_next_checkpoint(mixed: Engine) -> None:
+    one, two, _ = take(mixed, 3, ("s", "x"))
+    queue.release(mixed, two, "out of a pack")
+    queue.release(mixed, one, "fell out of a pack", alone=True, trace="Traceback: x")
+
+    assert [(row(mixed, run)["state"], row(mixed, run)["pack_key"]) for run in (1, 2)] == [
+        ("pending", None),
+        ("pending", "x"),
+    ]
+    assert [claim.run for claim in take(mixed, 9, ("s", "x"))] == [2]
+    [ended] = attempts(mixed)
+    assert (ended["ended"], ended["cause"], ended["traceback"]) == ("released", "preempted", "Traceback: x")
+    again = claim_one(mixed)
+    assert (again.run, again.pack_key) == (1, None)
+    found = row(mixed)
+    queue.record(mixed, replace(again, pack_key="x"), 2, (), saved(2, 2))
+    assert (found["pack_key"], row(mixed)["pack_key"]) == (None, "x")
+
+
+def test_only_what_failed_alone_and_was_handed_back_is_no_luck_of_another_worker(mixed: Engine) -> None:
+    one, two, three = take(mixed, 3, ("s", "x"))
+    queue.release(mixed, one, "a pack fell apart", alone=True, trace="Traceback: of the pack")
+    queue.release(mixed, two, "bye")
+    queue.fail(mixed, three, "bug", "x", "Traceback: of this run")
+    assert queue.hand_back(mixed, [three], "all failed here") == [3]
+    again = {claim.run: claim for claim in queue.claim(mixed, "w", PROVENANCE, 3)}
+
+    assert {run: queue.was_handed_back(mixed, claim) for run, claim in again.items()} == {1: False, 2: False, 3: True}
+    assert not queue.was_handed_back(mixed, three)  # of that very attempt nothing is known yet
+
+
+def test_what_was_found_out_about_packs_is_remembered_and_the_newest_counts(engine: Engine) -> None:
+    assert queue.packs(engine, "a") == []
+    queue.remember_pack(engine, "a", 8, True, 125.5, True)
+    queue.remember_pack(engine, "a", 4, None, None, True)
+    queue.remember_pack(engine, "b", 2, False, 1.0, True)
+    queue.remember_pack(engine, "a", 8, False, None, False)
+
+    assert queue.packs(engine, "a") == [
+        {"members": 4, "equal": None, "rate": None, "fits": True},
+        {"members": 8, "equal": False, "rate": None, "fits": False},
+    ]
+    assert queue.packs(engine, "b") == [{"members": 2, "equal": False, "rate": 1.0, "fits": True}]
+    assert queue.packs(engine, "a")[1]["equal"] is False  # not 0
+
+
 # ---------------------------------------------------------------------------------------------- the fencing token
 
 Verb = Callable[[Engine, queue.Claim], object]

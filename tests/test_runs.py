@@ -40,7 +40,7 @@ def study(engine: Engine) -> Engine:
 
 def hide(engine: Engine) -> None:
     """Everything is of an init that has not ended."""
-    change(engine, "UPDATE intakes SET complete = 0")
+    change(engine, "UPDATE intakes SET complete = false")
 
 
 # ------------------------------------------------------------------------------------------------------ stages
@@ -191,6 +191,7 @@ def test_a_filter_over_one_stage_knows_only_its_names(engine: Engine) -> None:
 # -------------------------------------------------------------------------------------------------------- show
 
 
+@pytest.mark.both
 def test_a_run_is_shown_whole(study: Engine) -> None:
     child = replace(new_runs(1)[0], parents=((1, "promote", '{"rank":1}'), (2, "promote", '{"rank":2}')))
     queue.release(study, claim_one(study), "asked to stop")
@@ -245,6 +246,7 @@ def test_rows_of_an_init_that_has_not_ended_are_not_there(study: Engine) -> None
 # ------------------------------------------------------------------------------------------------ curves, groups
 
 
+@pytest.mark.both
 def test_curves_come_ordered_by_metric_run_and_step(study: Engine) -> None:
     for run in (1, 2):
         finish(study, {}, [("val_loss", 20, 1.0), ("acc", 10, 0.5), ("val_loss", 10, float(run)), ("other", 1, 0.0)])

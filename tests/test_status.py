@@ -83,7 +83,7 @@ def test_every_state_that_occurs_is_counted_in_the_order_of_a_runs_life(engine: 
 def test_stages_come_in_the_order_in_which_they_were_made_and_one_can_be_chosen(engine: Engine) -> None:
     queue.init(engine, [new_stage(1, "z")])
     queue.init(engine, [new_stage(2, "a")])
-    change(engine, "UPDATE stages SET paused = 1 WHERE name = 'a'")
+    change(engine, "UPDATE stages SET paused = true WHERE name = 'a'")
 
     assert [(s.stage, s.paused, s.total) for s in status.stages(engine)] == [("z", False, 1), ("a", True, 2)]
     assert [s.stage for s in status.stages(engine, "a")] == ["a"]
@@ -101,7 +101,7 @@ def test_runs_of_an_init_that_has_not_ended_count_for_nothing(engine: Engine) ->
     queue.init(engine, [new_stage(2)])
     train(engine, -100, 10)
     queue.init(engine, [new_stage(5)])
-    change(engine, "UPDATE intakes SET complete = 0 WHERE id = 2")
+    change(engine, "UPDATE intakes SET complete = false WHERE id = 2")
 
     found = only(engine)
     assert found.counts == {"pending": 1, "done": 1}
@@ -264,6 +264,7 @@ def test_a_run_is_reckoned_by_what_finished_runs_of_like_config_took(engine: Eng
     assert only(engine).eta_s == pytest.approx(100 + 10 + 55)
 
 
+@pytest.mark.both
 def test_five_finished_runs_of_like_config_give_an_interval_around_the_eta(engine: Engine) -> None:
     queue.init(engine, [new_stage(9)])
     for i, seconds in enumerate((8, 9, 11, 12)):
@@ -292,10 +293,11 @@ def test_waiting_runs_do_not_go_on_by_themselves(engine: Engine) -> None:
     assert (only(engine).eta_s, only(engine).reckoned) == (None, "3 runs wait, and nothing else is left")
 
 
+@pytest.mark.both
 def test_a_paused_stage_has_no_eta_and_says_so(engine: Engine) -> None:
     queue.init(engine, [new_stage(3)])
     train(engine, -100, 10)
-    change(engine, "UPDATE stages SET paused = 1")
+    change(engine, "UPDATE stages SET paused = true")
 
     found = only(engine)
 
@@ -315,6 +317,7 @@ def test_workers_that_were_asked_to_leave_or_whose_process_is_gone_do_not_share_
     assert only(engine).reckoned.endswith("1 worker")
 
 
+@pytest.mark.both
 def test_of_very_many_runs_some_stand_for_the_others(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     # the shape follows the parity of the id, as it may in a grid
     runs = [replace(run, pack_key=f"p{i % 2}", group_key=f"g{i}", budget=10 + 20 * (i % 2))
@@ -418,6 +421,7 @@ def stopped(engine: Engine, stage: str | None = None) -> list[tuple[str, str, in
     return [(row["worker"], row["why"], row["n"]) for row in status.stopped(engine, stage)]
 
 
+@pytest.mark.both
 def test_a_worker_that_stopped_itself_is_told_of_for_a_day(engine: Engine) -> None:
     stop_itself(engine, "a", "5 runs failed\nat once", ago=300)
     stop_itself(engine, "b", "long ago", ago=86500, device="cuda:0")
@@ -439,6 +443,7 @@ def test_of_workers_that_stopped_for_one_reason_one_is_named_and_no_more_than_th
     assert [worker for worker, _, _ in stopped(engine)] == ["c0", "c1", "c2"]
 
 
+@pytest.mark.both
 def test_of_a_place_where_another_worker_has_started_since_nothing_is_told(engine: Engine) -> None:
     stop_itself(engine, "a", "run 1 failed", ago=300)
     queue.register(engine, "other device", "cuda:0", {})
@@ -463,6 +468,7 @@ def test_with_a_stage_come_its_workers_and_the_idle_ones(engine: Engine) -> None
     assert [w["worker"] for w in status.workers(engine, "a")] == ["on a", "idle"]
 
 
+@pytest.mark.both
 def test_a_run_at_work_is_shown_with_its_newest_loss_its_speed_and_its_end(engine: Engine) -> None:
     queue.init(engine, [new_stage(1)])
     claim = claim_one(engine, now=clock(engine) - 100)
@@ -497,6 +503,7 @@ def test_a_worker_tells_what_it_is_bound_to_and_what_it_was_asked_for(engine: En
     assert worker["since"] == pytest.approx(clock(engine), abs=60)
 
 
+@pytest.mark.both
 def test_every_worker_there_ever_was_comes_with_what_it_ended(engine: Engine) -> None:
     queue.init(engine, [new_stage(6)])
     train(engine, -10, 1, worker="a")
@@ -520,6 +527,7 @@ def test_every_worker_there_ever_was_comes_with_what_it_ended(engine: Engine) ->
 # --------------------------------------------------------------------------------------------------------- ended
 
 
+@pytest.mark.both
 def test_the_runs_that_ended_last_come_first_with_loss_or_cause(engine: Engine) -> None:
     queue.init(engine, [new_stage(4, "a"), new_stage(4, "b")])
     train(engine, -300, 10)  # of a
@@ -541,6 +549,7 @@ def test_the_runs_that_ended_last_come_first_with_loss_or_cause(engine: Engine) 
 # ----------------------------------------------------------------------------------------------------- failures
 
 
+@pytest.mark.both
 def test_failures_are_grouped_by_stage_and_cause_the_most_first(engine: Engine) -> None:
     queue.init(engine, [new_stage(9)])
     for i in range(7):

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, inspect, text
 
 from rnnq import config, db, queue, runs, steer
 from rnnq.errors import DatabaseError, InputError, LeaseLost
 from rnnq.steer import Choice
-from tests.conftest import claim_one, new_runs, new_stage
+from tests.conftest import address_of, claim_one, new_runs, new_stage
 from tests.processes import Study, pseudo_text
 
 DEFINITION = """
@@ -52,7 +52,7 @@ def study(template: Path, tmp_path: Path) -> Iterator[Study]:
 def everything(engine: Engine) -> list[Any]:
     """Every row of every table, as one compares it."""
     with db.reading(engine) as connection:
-        names = connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'table'")).scalars().all()
+        names = inspect(connection).get_table_names()
         return [(name, connection.execute(text(f"SELECT * FROM {name}")).all()) for name in sorted(names)]
 
 
@@ -210,6 +210,7 @@ def test_failures_count_anew_once_a_run_has_ended_well(engine: Engine) -> None:
     assert queue.fail(engine, claim_one(engine), "oom", "m", delay=0.0) == "failed"
 
 
+@pytest.mark.both
 def test_a_run_that_waits_is_claimed_once_its_time_has_come(engine: Engine) -> None:
     queue.init(engine, [new_stage(1)])
     queue.fail(engine, claim_one(engine), "oom", "m", delay=60.0)
@@ -352,6 +353,7 @@ def test_a_cancel_of_what_a_dead_process_held_is_done_at_once(study: Study) -> N
     assert study.states()[3] == "cancelled"
 
 
+@pytest.mark.both
 def test_a_pause_that_is_taken_back_before_it_was_heard_leaves_no_trace(mixed: Engine) -> None:
     assert queue.pause(mixed, "s") == [5]
     assert queue.claim(mixed, "w", {}) == []
@@ -453,6 +455,7 @@ def test_a_higher_priority_is_claimed_first(mixed: Engine) -> None:
     assert claim_one(mixed).run == 7
 
 
+@pytest.mark.both
 def test_notes_and_tags_are_seen_by_the_filter_language(mixed: Engine) -> None:
     steer.note(mixed, Choice((1, 2)), 'it "spiked"\n at 3')
     steer.tag(mixed, Choice((1, 2, 3)), "odd")
@@ -573,6 +576,7 @@ def test_a_deleted_stage_is_gone_with_its_files_and_its_parents_keep_theirs(stud
     assert study.run(6)["parents"] == []
 
 
+@pytest.mark.both
 def test_a_stage_with_a_running_run_is_neither_renamed_nor_deleted(mixed: Engine) -> None:
     before = everything(mixed)
     for verb in (lambda: queue.rename(mixed, "s", "x"), lambda: queue.delete(mixed, "s")):
@@ -581,6 +585,23 @@ def test_a_stage_with_a_running_run_is_neither_renamed_nor_deleted(mixed: Engine
     assert everything(mixed) == before
 
 
+def _delete_until_the_third_commit(address: str) -> None:
+    """Delete stage s, and be killed in the middle."""
+    committed = 0
+
+    def die(connection: Any) -> None:
+        nonlocal committed
+        if connection.get_execution_options().get("rnnq_write"):
+            committed += 1
+            if committed == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    mine = db.open(address)
+    event.listen(mine, "commit", die)
+    queue.delete(mine, "s")
+
+
+@pytest.mark.both
 def test_a_delete_that_was_killed_is_seen_by_nobody_and_ended_by_the_next(engine: Engine) -> None:
     queue.init(engine, [new_stage(300), new_stage(name="t", runs=new_runs(2))])
     queue.init(engine, [new_stage(name="s", runs=new_runs(400))])  # a second intake
@@ -590,21 +611,10 @@ def test_a_delete_that_was_killed_is_seen_by_nobody_and_ended_by_the_next(engine
         assert claim.run == run
     pid = os.fork()
     if pid == 0:
-        committed = 0
-
-        def die(connection: Any) -> None:
-            nonlocal committed
-            if connection.get_execution_options().get("rnnq_write"):
-                committed += 1
-                if committed == 3:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        from sqlalchemy import event
-
-        mine = db.open(str(engine.url.database))
-        event.listen(mine, "commit", die)
-        queue.delete(mine, "s")
-        os._exit(0)
+        try:
+            _delete_until_the_third_commit(address_of(engine))
+        finally:
+            os._exit(1)  # it is not for the child to end the tests
     assert os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
     assert list(runs.stage_infos(engine)) == ["t"]
@@ -621,13 +631,14 @@ def test_a_delete_that_was_killed_is_seen_by_nobody_and_ended_by_the_next(engine
             assert connection.execute(text(sql)).scalar_one() == (0 if column else 1), table
 
 
+@pytest.mark.both
 def test_an_init_that_slept_through_a_delete_adds_nothing_more(engine: Engine) -> None:
     queue.init(engine, [new_stage(2)])
     stage = new_stage(name="s", runs=new_runs(5))
     intakes = queue._open_intakes(engine, [stage])
     with db.transaction(engine) as connection:  # it has been silent for long
         connection.execute(text("UPDATE intakes SET beat_at = 0, pid_start = NULL WHERE NOT complete"))
-        connection.execute(text("UPDATE intakes SET removing = 1 WHERE NOT complete"))
+        connection.execute(text("UPDATE intakes SET removing = :yes WHERE NOT complete"), {"yes": True})
     with pytest.raises(DatabaseError, match="took it for dead"):
         queue._insert_runs(engine, intakes, stage)
     with pytest.raises(DatabaseError, match="took it for dead"):
@@ -635,6 +646,7 @@ def test_an_init_that_slept_through_a_delete_adds_nothing_more(engine: Engine) -
     assert sorted(states(engine)) == [1, 2]
 
 
+@pytest.mark.both
 def test_a_delete_takes_the_files_even_when_it_is_interrupted_at_the_rows(engine: Engine) -> None:
     queue.init(engine, [new_stage(2)])
     study, _, root = db.study(engine)
@@ -656,20 +668,23 @@ def test_a_delete_takes_the_files_even_when_it_is_interrupted_at_the_rows(engine
     assert not folder.exists()
 
 
+@pytest.mark.both
 def test_a_stage_that_is_being_deleted_is_waited_for_and_made_anew(engine: Engine) -> None:
     queue.init(engine, [new_stage(5)])
     with db.transaction(engine) as connection:  # by a process that is gone
-        connection.execute(text("UPDATE intakes SET complete = 0, removing = 1, pid = 999999999, pid_start = '1'"))
+        sql = "UPDATE intakes SET complete = :no, removing = :yes, pid = 999999999, pid_start = '1'"
+        connection.execute(text(sql), {"no": False, "yes": True})
     [added] = queue.init(engine, [new_stage(3)])
     assert added.added == 3
     assert sorted(states(engine)) == [6, 7, 8]
 
 
+@pytest.mark.both
 def test_a_stage_that_is_being_added_to_is_neither_renamed_nor_deleted(engine: Engine) -> None:
     queue.init(engine, [new_stage(2)])
     with db.transaction(engine) as connection:
-        sql = "INSERT INTO intakes (stage, complete, host, pid, pid_start, beat_at) SELECT stage, 0, host, pid, "
-        connection.execute(text(sql + f"pid_start, {db.NOW} FROM intakes"))
+        sql = "INSERT INTO intakes (stage, complete, host, pid, pid_start, beat_at) SELECT stage, :no, host, pid, "
+        connection.execute(text(sql + f"pid_start, {db.NOW} FROM intakes"), {"no": False})
     for verb in (lambda: queue.rename(engine, "s", "x"), lambda: queue.delete(engine, "s")):
         with pytest.raises(DatabaseError, match="being added to"):
             verb()

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import rnnq
 from rnnq import db, queue
 from rnnq.errors import InputError
 from rnnq.study import Study as Opened
-from tests.conftest import claim_one, new_runs, new_stage
+from tests.conftest import address_of, claim_one, new_runs, new_stage
 from tests.processes import Study
 
 METRICS = [
@@ -46,16 +47,19 @@ def config(seed: int, more: str = "") -> str:
 
 
 @pytest.fixture
-def study(engine: Engine) -> Opened:
+def study(engine: Engine) -> Iterator[Opened]:
     """Two stages: four runs, of which three are done; one run without some fields."""
     add(engine, "first", *(config(seed) for seed in range(4)))
     add(engine, "<second>", '{"seed":0,"rate":null}')
     finish(engine, 0.5, [("accuracy", 0, 0.25), ("accuracy", 10, 0.5), ("cost", 10, math.nan)])
     finish(engine, 0.7, [("accuracy", 0, 0.5)])
     finish(engine, 0.9)
-    return rnnq.load(str(engine.url.database))
+    opened = rnnq.load(address_of(engine))
+    yield opened
+    opened.close()
 
 
+@pytest.mark.both
 def test_runs_have_the_types_that_their_fields_have(study: Opened) -> None:
     found = study.runs("first")
     kinds = found.dtypes.astype(str)
@@ -77,6 +81,7 @@ def test_runs_have_the_types_that_their_fields_have(study: Opened) -> None:
     assert len(none) == 0 and str(none["config.width"].dtype) == "int64"
 
 
+@pytest.mark.both
 def test_groups_come_best_first_and_count_the_whole_group(study: Opened) -> None:
     found = study.groups("first")
     assert found["id"].tolist() == [3, 1]  # high is good
@@ -91,6 +96,7 @@ def test_groups_come_best_first_and_count_the_whole_group(study: Opened) -> None
         study.groups(by="costs")
 
 
+@pytest.mark.both
 def test_curves_have_their_runs_names_and_gaps(study: Opened) -> None:
     found = study.curves()
     assert found["run"].tolist() == [1, 1, 1, 2]
@@ -112,6 +118,7 @@ def test_a_run_is_a_dict_with_its_curves(study: Opened) -> None:
         study.run(99)
 
 
+@pytest.mark.both
 def test_a_study_shows_its_stages(study: Opened, engine: Engine) -> None:
     stages = study.stages.set_index("stage")
     assert stages.loc["first", ["family", "runs", "done", "pending", "metric", "best"]].tolist() == [
@@ -119,7 +126,7 @@ def test_a_study_shows_its_stages(study: Opened, engine: Engine) -> None:
     ]  # fmt: skip
     assert pd.isna(stages.loc["<second>", "best"])
     shown = repr(study)
-    assert "experiments.db" in shown and "first" in shown and "0.9" in shown
+    assert Path(db.shown(engine)).name in shown and "first" in shown and "0.9" in shown
     assert "cancelled" not in shown and "nan" not in shown.lower()
     page = study._repr_html_()
     assert "<table" in page and "&lt;second&gt;" in page and "<second>" not in page

@@ -39,7 +39,7 @@ SCRATCH: Mapping[str, Any] = {"isolation_level": "REPEATABLE READ"}  # reading, 
 
 def writing(patience: float) -> Mapping[str, Any]:
     """Execution options of a transaction that writes; see `be_patient`."""
-    return {"isolation_level": "READ COMMITTED"}
+    return {"isolation_level": "READ COMMITTED", "rnnq_write": True}  # told as on SQLite: listeners count writes
 
 
 # --------------------------------------------------------------------------------------------------- opening
