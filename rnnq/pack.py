@@ -74,7 +74,11 @@ def can_pack(family: Any, config: Config) -> bool:
 
 
 class Undecided(Exception):
-    """A trial that shows nothing: it was not finite, or this worker is to leave."""
+    """A trial that shows nothing: of NaN all are equal."""
+
+
+class Interrupted(Exception):
+    """A trial that was given up: this worker is to leave."""
 
 
 class Planner:
@@ -103,28 +107,32 @@ class Planner:
     def is_to_try(self, trial: Trial, pending: int, workers: int) -> bool:
         """Whether something may be found out that is worth the time."""
         known, share = self._recall(trial.shape), max(1, -(-pending // max(1, workers)))
-        if pending < 2 or trial.shape in self._tried:
+        if pending < 2:
             return False
-        if self.wanted:
-            n = next(n for n in ladder(self.wanted) if n <= share)
-            return n > 1 and known.get(n, Size(n)).equal is None and known.get(n, Size(n)).fits
-        return not any(size.rate is not None for size in known.values())
+        if self.wanted is None and not any(size.rate is not None for size in known.values()):
+            return trial.shape not in self._tried
+        n = self._next(known, self.wanted or _by_speed(known)[0], share)
+        is_worth = self.wanted is not None or 40 * n < 4 * CHEAP * pending * trial.budget
+        return n > 1 and known.get(n, Size(n)).equal is None and is_worth
+
+    @staticmethod
+    def _next(known: Mapping[int, Size], wanted: int, share: int) -> int:
+        """The largest size of which nothing bad is known."""
+        sizes = (known.get(n, Size(n)) for n in ladder(wanted) if n <= share)
+        return next(size.members for size in sizes if size.members == 1 or (size.fits and size.equal is not False))
 
     def find_out(self, trial: Trial, pending: int, workers: int) -> None:
         """Time sizes and certify the best, and those that it may shrink to. Raises what a broken device raises."""
         known, share = self._recall(trial.shape), max(1, -(-pending // max(1, workers)))
         if self.wanted is None:
             self._tried.add(trial.shape)
-            if trial.seconds_alone() * pending < WORTH:
-                self._tried.discard(trial.shape)  # more may come
-                return
-            self._time(trial, pending)
-        wanted = min(self.wanted or _by_speed(known)[0], max(n for n in ladder(MOST_EVER) if n <= share))
-        for n in ladder(wanted):
-            if n > 1 and self._certify(trial, n):
-                break
-        else:
-            return
+            if not any(size.rate is not None for size in known.values()):
+                if trial.seconds_alone() * pending < WORTH:
+                    self._tried.discard(trial.shape)  # more may come
+                    return
+                self._time(trial, pending)
+        wanted = self.wanted or _by_speed(known)[0]
+        n = next(n for n in ladder(wanted) if n <= share and (n == 1 or self._certify(trial, n)))
         # 40 member-steps for each member of a size; the halves take as much again, all together
         while (n := n // 2) > 1 and 80 * n < CHEAP * pending * trial.budget:
             self._certify(trial, n)
@@ -139,11 +147,9 @@ class Planner:
         if size.equal is None and size.fits:
             try:
                 size = self._remember(trial.shape, replace(size, equal=trial.certify(members)))
-            except Undecided:
+            except (Interrupted, torch.AcceleratorError):
                 raise
             except (Exception, SystemExit) as error:
-                if isinstance(error, torch.AcceleratorError):
-                    raise
                 # only what a comparison has shown is told to others: an error may be this process's own
                 lacks_room = isinstance(error, Exception) and is_out_of_memory(error)
                 self._known[trial.shape][members] = replace(size, equal=False, fits=not lacks_room)
@@ -268,7 +274,7 @@ class Trial:
                 held = _in_use(self.device)
                 found[n] = self._training(self._members(range(n)))
                 rates[n] = [self._rate(found[n])]
-            except (Undecided, torch.AcceleratorError):
+            except (Interrupted, torch.AcceleratorError):
                 raise
             except (Exception, SystemExit) as error:
                 found.pop(n, None)

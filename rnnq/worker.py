@@ -249,7 +249,7 @@ class Worker:
                 self.planner.find_out(trial, pending, rivals)
         except DatabaseError:
             raise
-        except pack.Undecided:
+        except pack.Interrupted:
             return False
         except (Exception, SystemExit) as error:  # what is wrong shows when the run is trained
             self._words(error)
@@ -263,7 +263,7 @@ class Worker:
         if self.desks is not None:
             self.desks.stepped = time.monotonic()
         if self.is_to_stop():
-            raise pack.Undecided
+            raise pack.Interrupted
 
     def _trial(self, ahead: queue.Ahead) -> pack.Trial | None:
         """What is to be learnt of runs like the next one; None for those that are trained alone."""

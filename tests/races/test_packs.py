@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,8 +97,15 @@ def test_a_pack_is_claimed_in_one_statement_and_each_run_ends_as_it_would_alone(
 
     assert sizes(worker) == [8]
     assert set(study.states().values()) == {"done"}
-    began = study.rows("SELECT DISTINCT started_at FROM attempts")
-    assert len(began) == 1
+    assert len(study.rows("SELECT DISTINCT started_at FROM attempts")) == 2, (
+        "one in hand for the trial, then the others"
+    )
+
+    study.rnnq("init", study.define(SMALL.replace('"s"', '"t"').replace("0.001", "0.002"), "other.py"))
+    worker = study.worker(pack=8)
+    worker.end()
+    assert sizes(worker) == [8]
+    assert len(study.rows("SELECT DISTINCT started_at FROM attempts WHERE run_id > 8")) == 1, "now its shape is known"
     expected = twin(tmp_path, SMALL, 8)
     assert {run: study.result(run) for run in expected} == expected
 
@@ -198,11 +206,11 @@ def test_when_memory_is_out_the_pack_is_made_smaller_and_that_is_remembered(stud
     moody(study, ["good", "is large"])
     worker = study.worker(pack=4)
     worker.end()
-    assert sizes(worker) == [4, 2, 2]
+    assert sizes(worker) == [4, 3, 1, 1, 1, 1], "who was there twice is trained alone: it may be the one"
     assert set(study.states().values()) == {"done"}
     assert all(row["failures"] == 0 for row in study.rows("SELECT failures FROM runs"))
     known = study.rows("SELECT members, fits FROM packs ORDER BY members")
-    assert [(row["members"], bool(row["fits"])) for row in known] == [(2, True), (4, False)]
+    assert [(row["members"], bool(row["fits"])) for row in known] == [(3, False), (4, False)]
 
 
 def test_what_a_pack_prints_is_in_the_log_of_each_of_its_runs(study: Study) -> None:
@@ -271,6 +279,55 @@ def test_without_a_compiler_runs_are_trained_without_it(study: Study) -> None:
     said = study.rnnq("worker", "--compile", "--no-bar", "--runs", "1")
     assert "--compile: there is no C++ compiler (looked for no-such-compiler); runs are trained without it" in said
     assert study.run(1)["attempts"][0]["numerics"]["compile"] is False
+
+
+BAD = """
+import os, time
+
+def act(n):
+    if n > 1 and MOOD == "kills":
+        os.kill(os.getpid(), 9)
+    if n > 1 and MOOD == "hangs":
+        time.sleep(3600)  # for ever: what is to be found
+"""
+
+
+@pytest.mark.parametrize("mood", ["kills", "hangs"])
+def test_a_run_that_cannot_even_be_tried_in_a_pack_is_trained_alone(study: Study, mood: str) -> None:
+    """The trial has a run in hand: its attempt is lost, or given back, and after that it is trained alone."""
+    study.environment["RNNQ_STALL_S"] = "2"
+    bad = BAD.replace("MOOD", repr(mood)) + MOODS.replace('print("a batch of", len(configs))', "act(len(configs))")
+    study.rnnq("init", study.define(f"{bad}\nmade = stage('m', ['good'])"))
+    for _ in range(4):
+        if study.worker(pack=2).end(None)[-1]["code"] == 0:
+            break
+    assert set(study.states().values()) == {"done"}
+    assert study.ended(1)[0] in (("lost", "lost"), ("failed", "stalled"))
+
+
+SLOW = """
+import pathlib, time
+
+def act(n):
+    if n > 1:
+        pathlib.Path("trying").touch()
+    time.sleep(0.1 * n)  # a slow step
+"""
+
+
+def test_a_worker_that_is_trying_sizes_hears_a_signal(study: Study) -> None:
+    """The trial of 8 would take 32 s; it is given up at the next step."""
+    slow = SLOW + MOODS.replace('print("a batch of", len(configs))', "act(len(configs))")
+    study.rnnq("init", study.define(f"{slow}\nmade = stage('m', ['good', 'fine', 'well', 'so'])"))
+    worker = study.worker(pack=8)
+    deadline = time.monotonic() + 60
+    while not (study.folder / "trying").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)  # between two looks: a trial tells nobody that it began
+    worker.send(signal.SIGTERM)
+    began = time.monotonic()
+    worker.end()
+    assert time.monotonic() - began < 15
+    assert set(study.states().values()) == {"pending"}
 
 
 @pytest.mark.parametrize("wrong", ["0", "some", "-3", "1025", ""])
