@@ -354,6 +354,7 @@ def main() -> None:
     parser.add_argument("works", nargs="*", help=f"some of {', '.join(WORKS)}")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--runs", type=int, default=96, help="of the sweep; a multiple of 4")
     given = parser.parse_args()
     names = given.works or list(WORKS)
     if given.check:
@@ -364,7 +365,7 @@ def main() -> None:
     if given.part in ("all", "speed"):
         speed(names, (1, 8) if given.quick else (1, 4, 8, 16, 32), *((2, 0.5) if given.quick else (5, 1.5)))
     if given.part in ("all", "sweep"):
-        sweep("dynamics-32", *((8, 200) if given.quick else (96, 2000)))
+        sweep("dynamics-32", *((8, 200) if given.quick else (given.runs, 2000)))
     if given.part in ("all", "overhead"):
         overhead(100 if given.quick else 1500)
     if given.part in ("all", "ops"):

@@ -159,7 +159,9 @@ def together(
 def to_device(data: Any, device: torch.device) -> Any:
     """A tensor, a tree of them in tuples, lists and dicts, or anything with a `.to`, without waiting for the copy."""
     if isinstance(data, Tensor):
-        return data.to(device, non_blocking=True)
+        # only from pinned memory does a copy to a GPU not wait; what is there already stays
+        goes = device.type == "cuda" and data.device.type == "cpu"
+        return (data.pin_memory() if goes else data).to(device, non_blocking=True)
     if isinstance(data, dict):
         return {name: to_device(part, device) for name, part in data.items()}
     if isinstance(data, (tuple, list)):

@@ -191,7 +191,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device, without waiting for the copy."""
-        x, y = (t.to(device, non_blocking=True) for t in (self.x, self.y))
+        pins = device.type == "cuda"
+        x, y = ((t.pin_memory() if pins else t).to(device, non_blocking=True) for t in (self.x, self.y))
         return Batch(self.config, x, y, self.fresh)
 
 
