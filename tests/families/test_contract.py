@@ -29,7 +29,7 @@ from rnnq.config import Config, parse, to_json
 from rnnq.families.base import Adam, Family, Generator, State
 from rnnq.families.dynamics.config import FLAGS, DynamicsConfig
 from rnnq.optimizer import FusedAdam
-from rnnq.train import Every, Member, Outcome, Point, Training, train
+from rnnq.train import Every, Member, Outcome, Point, Training, together, train
 
 torch.set_num_threads(1)
 
@@ -356,6 +356,24 @@ def test_5_a_pack_of_four_equals_four_singles_to_the_bit(name: str) -> None:
     for k, config in enumerate(configs):
         single = steps_of(make(), [config], 12)  # type: ignore[arg-type]
         assert equal({key: p[k] for key, p in packed.items()}, {key: p[0] for key, p in single.items()}), f"member {k}"
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_5_a_pack_of_eight_equals_eight_packs_of_one_after_200_steps(name: str) -> None:
+    """Through the training loop: weights, optimiser, carried state, best, curve, random numbers."""
+    base = CASES[name].config.model_copy(update={"batch_size": 32, "state_size": 32, "steps": 200, "eval_every": 70})
+    configs = [base.model_copy(update={"seed": k, "lr": 0.001 * (1 + k // 2)}) for k in range(8)]
+
+    def trained(some: Sequence[Any]) -> list[Outcome]:
+        members = [Member(config, Notebook(), 200) for config in some]  # type: ignore[arg-type]
+        ended = dict(together(CASES[name].make(), members, CPU, NEVER))
+        return [ended[member] for member in members]
+
+    for config, found in zip(configs, trained(configs), strict=True):
+        [alone] = trained([config])
+        assert found.finished
+        assert equal(found.state, alone.state)
+        assert equal(found.best, alone.best)
 
 
 def steps_of(family: Family, configs: Sequence[Any], steps: int) -> dict[str, Tensor]:
