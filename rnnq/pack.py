@@ -100,18 +100,18 @@ class Planner:
 
         Only of sizes that have their certificate; nothing is tried.
         """
-        known, share = self._recall(trial.shape), max(1, -(-pending // max(1, workers)))
-        wanted = self.wanted or _by_speed(known)[0]
+        known, share = self._recall(trial.shape), _share(pending, workers)
+        wanted = self.wanted or _fastest(known)
         return next(n for n in ladder(wanted) if n <= share and self.is_certified(trial, n))
 
     def is_to_try(self, trial: Trial, pending: int, workers: int) -> bool:
         """Whether something may be found out that is worth the time."""
-        known, share = self._recall(trial.shape), max(1, -(-pending // max(1, workers)))
+        known, share = self._recall(trial.shape), _share(pending, workers)
         if pending < 2:
             return False
         if self.wanted is None and not any(size.rate is not None for size in known.values()):
             return trial.shape not in self._tried
-        n = self._next(known, self.wanted or _by_speed(known)[0], share)
+        n = self._next(known, self.wanted or _fastest(known), share)
         is_worth = self.wanted is not None or 40 * n < 4 * CHEAP * pending * trial.budget
         return n > 1 and known.get(n, Size(n)).equal is None and is_worth
 
@@ -123,7 +123,7 @@ class Planner:
 
     def find_out(self, trial: Trial, pending: int, workers: int) -> None:
         """Time sizes and certify the best, and those that it may shrink to. Raises what a broken device raises."""
-        known, share = self._recall(trial.shape), max(1, -(-pending // max(1, workers)))
+        known, share = self._recall(trial.shape), _share(pending, workers)
         if self.wanted is None:
             self._tried.add(trial.shape)
             if not any(size.rate is not None for size in known.values()):
@@ -131,7 +131,7 @@ class Planner:
                     self._tried.discard(trial.shape)  # more may come
                     return
                 self._time(trial, pending)
-        wanted = self.wanted or _by_speed(known)[0]
+        wanted = self.wanted or _fastest(known)
         n = next(n for n in ladder(wanted) if n <= share and (n == 1 or self._certify(trial, n)))
         # 40 member-steps for each member of a size; the halves take as much again, all together
         while (n := n // 2) > 1 and 80 * n < CHEAP * pending * trial.budget:
@@ -192,23 +192,21 @@ class Planner:
             known = self._known[trial.shape].get(size.members, size)
             self._remember(trial.shape, replace(known, rate=size.rate, fits=size.fits))
         tried = self._known[trial.shape]
-        alone, best = tried[1].rate, tried[_by_speed(tried)[0]]
+        alone, best = tried[1].rate, tried[_fastest(tried)]
         if alone and best.rate:
             self.say(f"packs of {best.members}: {best.rate / alone:.1f} times the steps per second of one run alone")
 
 
-def _by_speed(known: Mapping[int, Size]) -> list[int]:
-    """The smallest of the sizes that are about as fast as the fastest, and then ever slower ones down to one alone."""
+def _fastest(known: Mapping[int, Size]) -> int:
+    """The smallest of the sizes that are about as fast as the fastest; 1 where none was timed."""
     timed = {n: size.rate for n, size in known.items() if size.rate is not None and size.fits}
-    ordered = []
-    while timed:
-        best = max(timed.values())
-        first = min(n for n, rate in timed.items() if rate >= CLOSE * best)
-        ordered.append(first)
-        if first == 1:
-            break
-        timed = {n: rate for n, rate in timed.items() if n < first}
-    return ordered or [1]
+    best = max(timed.values(), default=0.0)
+    return min((n for n, rate in timed.items() if rate >= CLOSE * best), default=1)
+
+
+def _share(pending: int, workers: int) -> int:
+    """What one worker may take of what waits."""
+    return max(1, -(-pending // max(1, workers)))
 
 
 # ----------------------------------------------------------------------------------------------------------- trials
