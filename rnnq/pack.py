@@ -124,13 +124,12 @@ class Planner:
     def find_out(self, trial: Trial, pending: int, workers: int) -> None:
         """Time sizes and certify the best, and those that it may shrink to. Raises what a broken device raises."""
         known, share = self._recall(trial.shape), _share(pending, workers)
-        if self.wanted is None:
+        if self.wanted is None and not any(size.rate is not None for size in known.values()):
             self._tried.add(trial.shape)
-            if not any(size.rate is not None for size in known.values()):
-                if trial.seconds_alone() * pending < WORTH:
-                    self._tried.discard(trial.shape)  # more may come
-                    return
-                self._time(trial, pending)
+            if trial.seconds_alone() * pending < WORTH:
+                self._tried.discard(trial.shape)  # more may come
+                return
+            self._time(trial, pending)
         wanted = self.wanted or _fastest(known)
         n = next(n for n in ladder(wanted) if n <= share and (n == 1 or self._certify(trial, n)))
         # 40 member-steps for each member of a size; the halves take as much again, all together
