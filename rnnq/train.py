@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rnnq.config import Config
 from rnnq.errors import Diverged, InputError, LeaseLost, RnnqError
-from rnnq.families.base import Family, Generator, State
+from rnnq.families.base import Family, Generator, Parent, State
 from rnnq.optimizer import FusedAdam
 
 Point = tuple[str, int, float]  # name, step, value
@@ -252,14 +252,21 @@ class Member:
     """A run in a pack: what of it is not in the stacked tensors."""
 
     def __init__(
-        self, config: Config, desk: Desk, budget: int | None, resumed: Mapping[str, Any] | None = None
+        self,
+        config: Config,
+        desk: Desk,
+        budget: int | None,
+        resumed: Mapping[str, Any] | None = None,
+        start: Parent | None = None,
     ) -> None:
         self.config, self.desk, self.budget, self.resumed = config, desk, budget, resumed
+        self.start = start  # whose weights it starts from, where it is not resumed
         self.step = self.began = 0  # now, and when this attempt began
         self.curve: list[Point] = []
         self.best: dict[str, Any] | None = None
+        self.evaluated_at: int | None = None  # the step of the last evaluation of this attempt
         self.rng: dict[str, Any] = {}  # where the global random numbers stood after its own seed and its init
-        self._recorded = 0
+        self._recorded = self._looked_at = 0
         self.log_every = max(1, int(getattr(config, "log_every", 50)))
         self.eval_every: int | None = getattr(config, "eval_every", None)
 
@@ -281,6 +288,11 @@ class Member:
     def is_at_end(self) -> bool:
         """Whether the budget is used up."""
         return self.budget is not None and self.step >= self.budget
+
+    def has_news(self) -> bool:
+        """Whether there are points that this was not yet asked about."""
+        found, self._looked_at = len(self.curve) > self._looked_at, len(self.curve)
+        return found
 
     def has_points(self) -> bool:
         """Whether there are points that were not yet handed over."""
@@ -310,11 +322,12 @@ class Member:
 
 
 def _run(training: Training, pace: Pace, shrink: Shrink) -> Iterator[tuple[Member, Outcome]]:
-    yield from training.close([m for m in training.active if m.is_at_end()])  # lost before it could say it was done
+    # lost before it could say that it was done
+    yield from training.close([m for m in training.active if m.is_at_end() or training.is_enough(m)])
     while training.active:
         for member, error in training.advance():
             yield training.end(member, error)
-        yield from training.close([m for m in training.active if m.is_at_end()])
+        yield from training.close([m for m in training.active if m.is_at_end() or training.is_enough(m)])
         yield from _hand_over(training, pace)
         size = shrink(len(training.active), training.size) if training.frozen else None
         if size is not None:
@@ -404,7 +417,7 @@ class Training:
         self._infinite |= {name for name, c in drawn.carried.items() if not bool(torch.isfinite(c).all())}
         member.rng = random_state(self.device)
         if member.resumed is None:
-            return drawn
+            return drawn if member.start is None else self.family.begin(member.config, drawn, member.start)
         member.resume(member.resumed)
         saved = member.resumed["members"]
         return State({name: saved["params"][name] for name in drawn.params}, dict(saved["carried"]))
@@ -473,6 +486,7 @@ class Training:
             ]
         for k, member, measured in zip(places, due, found, strict=True):
             member.add(measured, split)
+            member.evaluated_at = member.step
             best = member.config.best_metric
             if best in measured and member.is_better(float(measured[best])):
                 member.best = {"step": member.step, "value": float(measured[best]), **self._parts(k)}
@@ -489,12 +503,21 @@ class Training:
             "carried": {name: c.detach().to("cpu", copy=True) for name, c in alone.carried.items()},
         }
 
+    def is_enough(self, member: Member) -> bool:
+        """Whether the family ends a member here, before its budget."""
+        if not member.has_news():
+            return False
+        return self.family.is_enough(member.config, member.curve)
+
     def close(self, ending: Sequence[Member]) -> Iterator[tuple[Member, Outcome]]:
-        """The last evaluation of members at their budget, also on test data, and their ends."""
-        due = [m for m in ending if not any(at == m.budget and name != self.loss_name for name, at, _ in m.curve)]
+        """The last evaluation of members that are at their end, also on test data, and their ends."""
+        due = [m for m in ending if not any(at == m.step and name != self.loss_name for name, at, _ in m.curve)]
+        # the schedule may just have had its evaluation of those that end before their budget
+        untested = [m for m in ending if m in due or m.evaluated_at == m.step]
         if due:
             self._evaluate(due, "val")
-            self._evaluate(due, "test")
+        if untested:
+            self._evaluate(untested, "test")
         for member in ending:
             try:
                 state = self.state(member)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rnnq
 from rnnq import train
 from rnnq.errors import Diverged, InputError, LeaseLost
-from rnnq.families.base import State
+from rnnq.families.base import Parent, State
 from rnnq.families.dynamics.config import DynamicsConfig
 from rnnq.families.dynamics.model import Dynamics
 from rnnq.train import Every, Member, Outcome, Pace, Point, Training
@@ -106,6 +106,62 @@ def run(
     family: Any, config: rnnq.Config, desk: Desk, every: Every = NEVER, resumed: Mapping[str, Any] | None = None
 ) -> Outcome:
     return train.train(family, config, desk, CPU, config.steps_total(), every, resumed)
+
+
+# --------------------------------------------------------------------------------- where a run begins and ends
+
+
+class Enough(Line):
+    """Ends once its held-out score has passed a bar."""
+
+    def is_enough(self, config: Any, curve: Any) -> bool:
+        return any(name == "val_score" and value > 0.4 for name, _, value in curve)
+
+
+def test_a_run_that_is_good_enough_ends_before_its_budget_and_is_tested_there() -> None:
+    config = LineConfig(steps=200)
+    outcome = run(Enough(), config, Desk())
+    assert outcome.finished and outcome.step < 200
+    assert outcome.step % config.eval_every == 0
+    at_the_end = {name for name, step, _ in outcome.points if step == outcome.step}
+    assert {"val_score", "test_score"} <= at_the_end
+    assert [step for name, step, _ in outcome.points if name == "val_score"].count(outcome.step) == 1
+
+
+def test_a_run_that_ends_early_does_so_at_the_same_step_when_it_is_stopped_and_resumed() -> None:
+    whole = run(Enough(), LineConfig(steps=200), Desk())
+    stopped = run(Enough(), LineConfig(steps=200), Desk(stop_at=whole.step - 1))
+    again = run(Enough(), LineConfig(steps=200), Desk(), resumed=stopped.state)
+    assert again.step == whole.step
+    assert again.state is not None and whole.state is not None
+    assert again.state["curve"] == whole.state["curve"]
+    asked_again = run(Enough(), LineConfig(steps=400), Desk(), resumed=whole.state)
+    assert asked_again.finished and asked_again.step == whole.step
+
+
+def _parent(**params: Tensor) -> Parent:
+    return Parent(7, "line", {}, 20, params, {"seen": torch.ones(1)})
+
+
+def test_a_run_that_starts_from_another_has_its_parameters_and_nothing_that_it_carried() -> None:
+    config = LineConfig()
+    member = Member(config, Desk(), 20, start=_parent(w=torch.full((1, 1, 3), 0.5)))
+    training = Training(Line(), [member], CPU)
+    assert training.params["w"].tolist() == [[[0.5, 0.5, 0.5]]]
+    assert training.carried["seen"].tolist() == [0.0]
+    assert member.step == 0
+    resumed = Member(config, Desk(), 20, training.state(member), _parent(w=torch.zeros(1, 1, 3)))
+    assert Training(Line(), [resumed], CPU).params["w"].tolist() == [[[0.5, 0.5, 0.5]]]
+
+
+def test_all_that_does_not_fit_in_the_weights_that_a_run_starts_from_is_said_at_once() -> None:
+    member = Member(LineConfig(), Desk(), 20, start=_parent(w=torch.zeros(1, 1, 4), head=torch.zeros(1, 2)))
+    with pytest.raises(InputError) as caught:
+        Training(Line(), [member], CPU)
+    assert caught.value.problems == [
+        "run 7 cannot be started from: w is of shape [1, 3] here and of shape [1, 4] in run 7",
+        "run 7 cannot be started from: head is missing here and of shape [2] in run 7",
+    ]
 
 
 # ------------------------------------------------------------------------------------------ when to checkpoint

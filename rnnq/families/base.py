@@ -47,6 +47,18 @@ class Adam:
     schedule: Callable[[int], float] | None = None  # steps done -> what lr is multiplied with; pure
 
 
+@dataclass(frozen=True)
+class Parent:
+    """The run that another one starts from, as its checkpoint has it; on the CPU, with a leading axis of one."""
+
+    run: int
+    family: str
+    config: Mapping[str, Any]  # all its fields
+    step: int
+    params: Mapping[str, Tensor]
+    carried: Mapping[str, Tensor]
+
+
 class Family:
     """A family of the second or the third level; each run is independent of all others to the bit.
 
@@ -57,6 +69,7 @@ class Family:
         loss(module, data) -> loss              a scalar
         evaluate(module, config, split) -> {metric: value}
         sample(module, config, prompt, length, temperature, seed) -> text
+        begin(module, config, parent)           changes the module in place; parent's tensors are without the axis
     """
 
     Config: ClassVar[type[Config]]
@@ -68,6 +81,18 @@ class Family:
     def init(self, configs: Sequence[Any]) -> State:
         """Parameters and carried state on the CPU; member k from configs[k].seed alone."""
         raise NotImplementedError
+
+    def begin(self, config: Any, drawn: State, parent: Parent) -> State:
+        """The state at step 0 of one run that starts from another's weights; `drawn` is what `init` gave it.
+
+        By default all parameters are the parent's, and nothing that it carried is. Raises InputError when the two do
+        not have the same parameters.
+        """
+        return State(taken_over(drawn.params, parent.params, parent.run), drawn.carried)
+
+    def is_enough(self, config: Any, curve: Curve) -> bool:
+        """Whether a run may end before its budget; asked after each point, and a function of these alone."""
+        return False
 
     def batch(self, configs: Sequence[Any], steps: Sequence[int]) -> Any:
         """The data of one step, on the CPU: a pure function of each member's (config, step)."""
@@ -125,6 +150,21 @@ class Generator:
 
     def __call__(self, config: Any) -> Iterator[Mapping[str, float]]:
         return self.function(config)
+
+
+def taken_over(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], run: int) -> dict[str, Tensor]:
+    """The tensors of run `run` in place of one's own. Raises InputError with all that differs in name or shape."""
+    problems = []
+    for name in [*mine, *(name for name in theirs if name not in mine)]:
+        here, there = ([*t[name].shape[1:]] if name in t else None for t in (mine, theirs))
+        if here != there:
+            places = ((here, "here"), (there, f"in run {run}"))
+            said = [f"{'missing' if shape is None else f'of shape {shape}'} {place}" for shape, place in places]
+            problems.append(f"{name} is {' and '.join(said)}")
+    if problems:
+        hint = "both runs need a model of one shape, or the family a method begin(); see docs/families.md"
+        raise InputError([f"run {run} cannot be started from: {problem}" for problem in problems], hint)
+    return {name: theirs[name].to(tensor.dtype) for name, tensor in mine.items()}
 
 
 def cannot_sample(name: str, signature: str) -> InputError:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rnnq.families.base import Adam, Curve, Family, State, cannot_sample
+from rnnq.families.base import Adam, Curve, Family, Parent, State, cannot_sample, taken_over
 
 HELD = "module."  # before a name of the module, in what is carried: its buffers, its frozen parameters
 
@@ -32,10 +33,29 @@ class Single(Family):
         torch.manual_seed(config.seed)
         self.module = self.inner.build(config)
         self.module.train()
+        return self._state()
+
+    def _state(self) -> State:
+        """Copies of the module's tensors."""
         params = {name: p.detach().clone()[None] for name, p in self.module.named_parameters() if p.requires_grad}
         frozen = {name: p for name, p in self.module.named_parameters() if not p.requires_grad}
         carried = {**dict(self.module.named_buffers()), **frozen}
         return State(params, {HELD + name: c.detach().clone()[None] for name, c in carried.items()})
+
+    def begin(self, config: Any, drawn: State, parent: Parent) -> State:
+        """As the family's own says; else parameters, buffers and frozen parameters are all the parent's."""
+        if type(self.inner).begin is Family.begin:
+            params = taken_over(drawn.params, parent.params, parent.run)
+            return State(params, taken_over(drawn.carried, parent.carried, parent.run))
+        params = {name: p[0] for name, p in parent.params.items()}
+        carried = {name.removeprefix(HELD): c[0] for name, c in parent.carried.items()}
+        with torch.no_grad():
+            self.inner.begin(self.module, config, replace(parent, params=params, carried=carried))
+        return self._state()
+
+    def is_enough(self, config: Any, curve: Curve) -> bool:
+        """The family's own."""
+        return bool(self.inner.is_enough(config, curve))
 
     def batch(self, configs: Sequence[Any], steps: Sequence[int]) -> Any:
         """The data of one step."""

@@ -12,6 +12,7 @@ from torch import nn
 import rnnq
 from rnnq import checkpoint, families, train
 from rnnq.checkpoint import Owner
+from rnnq.families.base import Parent
 from rnnq.families.single import Single
 from rnnq.train import Every, Outcome, Point
 
@@ -124,6 +125,41 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
     return bool(a == b)
+
+
+def test_a_module_starts_from_the_tensors_of_another_run_with_buffers_and_frozen_ones() -> None:
+    family = families.as_family(NetFamily)
+    donor = run()
+    assert donor.state is not None
+    held = donor.state["members"]
+    parent = Parent(4, "net", {}, 40, held["params"], held["carried"])
+    config = NetConfig(seed=5)
+    state = family.begin(config, family.init([config]), parent)
+    assert same(state.params, held["params"])
+    assert same(state.carried, held["carried"])
+
+
+class HeadFamily(NetFamily):
+    """Takes over one layer."""
+
+    name = "head"
+
+    def begin(self, module: Any, config: Any, parent: Parent) -> None:  # type: ignore[override]
+        module.first.bias.copy_(parent.params["first.bias"])
+        module.frozen.copy_(2 * parent.carried["frozen"])
+
+
+def test_a_family_with_build_may_say_itself_what_it_takes_over() -> None:
+    family = families.as_family(HeadFamily)
+    donor = run()
+    assert donor.state is not None
+    held = donor.state["members"]
+    config = NetConfig(seed=5)
+    drawn = family.init([config])
+    state = family.begin(config, drawn, Parent(4, "net", {}, 40, held["params"], held["carried"]))
+    assert torch.equal(state.params["first.bias"], held["params"]["first.bias"])
+    assert torch.equal(state.params["first.weight"], drawn.params["first.weight"])
+    assert state.carried["module.frozen"].tolist() == [[2.0] * 6]
 
 
 def test_tied_weights_stay_one_and_frozen_ones_stay() -> None:
