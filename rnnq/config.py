@@ -101,6 +101,14 @@ def group_key(family: str, config: Config, start_from: str | None = None) -> str
     return _digest(family, config, config.seed_fields, start_from)
 
 
+def start_key(start_from: Mapping[str, Any] | None) -> str | None:
+    """What a fingerprint knows of `start_from`: a stage that was renamed since goes by the name that it had."""
+    if start_from is None:
+        return None
+    before = {"stage": start_from["defined_as"]} if "defined_as" in start_from else {}
+    return as_json({name: value for name, value in {**start_from, **before}.items() if name != "defined_as"})
+
+
 # -------------------------------------------------------------------------------------------- validation
 
 

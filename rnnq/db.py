@@ -34,7 +34,7 @@ from rnnq.databases.words import NOW as NOW
 from rnnq.databases.words import OF, Words
 from rnnq.errors import Conflict, DatabaseError, InputError
 
-SCHEMA = "0004"  # the revision that this program reads and writes; tests hold it equal to tables.SCHEMA and the head
+SCHEMA = "0005"  # the revision that this program reads and writes; tests hold it equal to tables.SCHEMA and the head
 LEASE = 60.0  # seconds; written into the database when it is made
 BUSY = 60.0  # seconds to wait for a lock
 MEETINGS = 20  # times that a transaction is run again because another one was in its way

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rnnq import families, sweep
-from rnnq.config import Config, check, field_types, fingerprint, group_key, metric_rows, to_json
+from rnnq import families, gates, sweep
+from rnnq.config import Config, as_json, check, field_types, fingerprint, group_key, metric_rows, start_key, to_json
 from rnnq.errors import DataError, InputError, RnnqError
 from rnnq.queue import NewRun, NewStage, clean_text
 from rnnq.sweep import Definition, Stage
@@ -30,6 +30,7 @@ class Origin:
     source: str | None
     source_sha256: str | None
     keep: str | None = None  # the stage's rule of what to keep; None: as it is, or the default
+    phase: str | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Entry:
     summary: Mapping[str, Any] | None = None
     message: str | None = None
     data_here: bool = True  # False: a corpus that cannot be had here is the worker's business
+    start_from: Mapping[str, Any] | None = None  # the run whose weights it starts from
+    behind: Stage | None = None  # the stage whose gate it waits behind
+    priority: int = 0
 
 
 @dataclass
@@ -78,7 +82,7 @@ def from_definitions(definitions: Sequence[Definition], defs: Path, progress: Pr
             try:
                 with _blamed_on(definition, stage):
                     origin = _origin(stage, source, definition.sha256)
-                    made.append(new_stage(stage.name, origin, [Entry(v) for v in stage.configs()], progress))
+                    made.append(new_stage(stage.name, origin, _entries(stage), progress))
             except InputError as error:
                 hint = f" ({error.hint})" if error.hint else ""
                 problems += [*error.problems[:-1], error.problems[-1] + hint]
@@ -87,6 +91,12 @@ def from_definitions(definitions: Sequence[Definition], defs: Path, progress: Pr
     if problems:
         raise InputError(problems)
     return made
+
+
+def _entries(stage: Stage) -> list[Entry]:
+    start = stage.start_from.shown() if stage.start_from is not None else None
+    behind = stage if stage.after or start is not None else None
+    return [Entry(v, start_from=start, behind=behind, priority=stage.priority) for v in stage.configs()]
 
 
 @contextlib.contextmanager
@@ -109,7 +119,7 @@ def _origin(stage: Stage, source: str, sha256: str) -> Origin:
     config = families.config_of(stage.family) if in_source else families.find_config(stage.family)
     name = families.name_of(stage.family) if in_source else stage.family
     has_rule = stage.refine is not None or stage.next is not None
-    return Origin(name, config, in_source, has_rule, source, sha256, stage.keep)
+    return Origin(name, config, in_source, has_rule, source, sha256, stage.keep, stage.phase)
 
 
 def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Progress = iter) -> NewStage:
@@ -125,7 +135,7 @@ def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Pro
         for sentence in sentences:
             problems.add(sentence, number)
         if config is not None:
-            key = fingerprint(origin.family, config)
+            key = fingerprint(origin.family, config, start_key(entry.start_from))
             if key not in configs:
                 configs[key], firsts[number] = (config, entry, []), (config, entry)
             parents = configs[key][2]
@@ -148,6 +158,7 @@ def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Pro
         data=data,
         runs=runs,
         keep=origin.keep,
+        phase=origin.phase,
     )
 
 
@@ -175,14 +186,26 @@ def _new_run(family: str, key: str, config: Config, entry: Entry, parents: tuple
         label=clean_text(str(config.label())),
         config=to_json(config),
         fingerprint=key,
-        group_key=group_key(family, config),
+        group_key=group_key(family, config, start_key(entry.start_from)),
         seed=config.seed,
         pack_key=pack_key,
         budget=budget,
         parents=parents,
         summary=entry.summary,
         message=entry.message,
+        gate=_gate(entry.behind, config.seed) if entry.behind is not None else None,
+        start_from=None if entry.start_from is None else as_json(entry.start_from),
+        priority=entry.priority,
     )
+
+
+def _gate(stage: Stage, seed: int) -> str:
+    """What a run of the stage waits for, as the database holds it."""
+    after = [gates.Parents(of.stage, of.where, seed if of.same_seed else None, of.when) for of in stage.after]
+    if stage.start_from is not None:
+        of = stage.start_from
+        after.append(gates.Parents(of.stage, of.where, seed if of.same_seed else None, start=True))
+    return gates.Gate(tuple(after), stage.otherwise, stage.on_failed).to_json()
 
 
 # ---------------------------------------------------------------------------------------- changes to a config

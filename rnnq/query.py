@@ -2,14 +2,15 @@
 
     loss<1.9 and n_layers>=2 and not use_output_gate
     label ~ "lstm_5s5a*" and state in (done, failed)
-    mean(loss) < 1.7 and n(loss) >= 3
+    mean(loss) < 1.7 and n(loss) >= 3 and all(done)
     val_loss@5000 < 2
 
 A name is a run column, else a config field, else a summary metric; `config.x` and `summary.x` say which. `tag = good`
 holds for a run that has that tag among others; `val_loss@5000` is that point of its curve. Words are bare or in quotes
 of either kind, without escapes. `~` matches a glob pattern. `<` compares numbers only, with a number or with another
-name (`steps_done < budget`). mean, median, std, min, max and n are over the runs of the same stage and group. A
-comparison with null is neither true nor false, and `not` leaves it so: such a run is not found.
+name (`steps_done < budget`). mean, median, std, min, max and n are over the runs of the same stage and group, and so is
+all: `all(done)`, `all(val_loss < 2)`; in a gate, which is about many runs, they are over these. A comparison with null
+is neither true nor false, and `not` leaves it so: such a run is not found.
 
 Nothing of the text reaches the SQL but names that are known; values are bound parameters.
 """
@@ -102,6 +103,27 @@ def compile(text: str, scope: Scope, words: Words = OF["sqlite"]) -> Condition:
     return Condition(sql, compiler.params)
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """A condition on many runs together, as one value, and the numbers that it is about."""
+
+    sql: str
+    values: Mapping[str, str]  # such as mean(loss) -> SQL
+    params: Mapping[str, Any]
+
+
+def over(text: str, scope: Scope, words: Words, members: str) -> Verdict:
+    """What a condition such as `mean(val_score) >= 0.95` says of many runs: those of which `members`, SQL over the
+    alias `g`, holds. Numbers are of those among them that are done. Raises InputError.
+    """
+    tree = _Parser(text).tree()
+    compiler = _Compiler(scope, words, members)
+    sql = compiler.sql(tree)
+    if compiler.problems:
+        raise _error(text, compiler.problems)
+    return Verdict(sql, compiler.values, compiler.params)
+
+
 def mentions(text: str, name: str) -> bool:
     """Whether a filter asks about a name. Raises InputError for one that is not a filter."""
     return name in set(_names(_Parser(text).tree()))
@@ -121,6 +143,8 @@ def _names(node: Any) -> Iterator[str]:
             yield from _names(operand)
         case _Aggregate(_, token) | _Point(token):
             yield from _names(token)
+        case _All(_, item):
+            yield from _names(item)
         case _Token("word", word):
             yield word
 
@@ -290,7 +314,13 @@ class _Junction:
     items: tuple[_Node, ...]
 
 
-_Node = _Flag | _Compare | _Match | _Among | _Not | _Junction
+@dataclass(frozen=True)
+class _All:  # all(loss < 2)
+    function: _Token
+    item: _Node
+
+
+_Node = _Flag | _Compare | _Match | _Among | _Not | _Junction | _All
 
 
 class _Parser:
@@ -387,6 +417,8 @@ class _Parser:
 
     def _comparison(self) -> _Node:
         self._count(self.token)
+        if self.token.text.lower() == "all" and self.tokens[self.here + 1].kind == "(":
+            return self._all()
         left = self._operand("a name")
         if operator := self._accept("~", "!~"):
             return _Match(left, operator, self._value("a pattern"))
@@ -439,11 +471,20 @@ class _Parser:
         self._close(opening)
         return tuple(values)
 
+    def _all(self) -> _All:
+        function = self._need("a function", "word")
+        opening = self._need("`(`", "(")
+        self.depth += 1
+        if self.depth > NESTING:
+            raise self._wrong(opening, f"nested deeper than {NESTING} levels")
+        item = self._disjunction()
+        self._close(opening)
+        self.depth -= 1
+        return _All(function, item)
+
     def _aggregate(self) -> _Aggregate:
         function = self._need("a function", "word")
         word = function.text.lower()
-        if word == "all":
-            raise self._wrong(function, "all(...) is not supported yet")
         if word not in _FUNCTIONS:
             raise self._wrong(function, f"no such function: {function.text}", nearest(word, _FUNCTIONS))
         opening = self._need("`(`", "(")
@@ -475,9 +516,12 @@ class _Term:
 class _Compiler:
     """Tree -> SQL. Notes every problem instead of stopping at the first."""
 
-    def __init__(self, scope: Scope, words: Words) -> None:
+    def __init__(self, scope: Scope, words: Words, members: str | None = None) -> None:
         self.scope = scope
         self.words = words
+        self.table = "runs"  # whose names are meant
+        self.members = members  # of a condition on many runs: which; None: it is on one run, and its group
+        self.values: dict[str, str] = {}  # the numbers over many runs that it is about
         self.params: dict[str, Any] = {}
         self.problems: dict[_Problem, None] = {}  # a set that keeps its order; in a chain a name is looked up twice
 
@@ -495,10 +539,28 @@ class _Compiler:
                 return self._match(node)
             case _Among():
                 return self._among(node)
+            case _All():
+                return self._all(node)
 
     # one kind of condition each
 
+    def _all(self, node: _All) -> str:
+        if self.table != "runs":
+            return self._note(node.function, "all(...) cannot stand inside of all(...)")
+        group = self._group()
+        self.table = "g"
+        condition = self.sql(node.item)
+        self.table = "runs"
+        # of a run where it is null, as one without that metric, it does not hold
+        return f"NOT EXISTS (SELECT 1 FROM runs AS g WHERE {group} AND NOT coalesce({condition}, false))"
+
+    def _group(self) -> str:
+        """Which runs, by the alias g, are those that mean(...) and all(...) are over."""
+        return self.members or "g.stage = runs.stage AND g.group_key = runs.group_key"
+
     def _flag(self, node: _Flag) -> str:
+        if self.table == "g" and isinstance(node.operand, _Token) and self._is_state(node.operand):
+            return f"g.state = {self._bind(node.operand.text)}"
         term = self._term(node.operand)
         if term is None:
             return _NOTHING
@@ -521,6 +583,9 @@ class _Compiler:
             has = self._tagged(f"tags.tag = {self._other(term, right)}")
             return f"NOT {has}" if operator == "!=" else has
         return f"{term.sql} {'=' if operator == '==' else operator} {self._other(term, right)}"
+
+    def _is_state(self, token: _Token) -> bool:
+        return token.text in STATES and not self._places(token.text)
 
     def _match(self, node: _Match) -> str:
         term = self._term(node.left)
@@ -545,9 +610,8 @@ class _Compiler:
             return f"NOT {has}" if node.negated else has
         return f"{term.sql} {'NOT IN' if node.negated else 'IN'} ({values})"
 
-    @staticmethod
-    def _tagged(condition: str) -> str:
-        return f"EXISTS (SELECT 1 FROM tags WHERE tags.run_id = runs.id AND {condition})"
+    def _tagged(self, condition: str) -> str:
+        return f"EXISTS (SELECT 1 FROM tags WHERE tags.run_id = {self.table}.id AND {condition})"
 
     # both sides of a condition
 
@@ -556,7 +620,7 @@ class _Compiler:
         if not isinstance(operand, _Token):
             other = self._term(operand)
         elif term.is_number and operand.kind == "word":
-            other = self._name(operand, "runs", "neither a number nor a name")
+            other = self._named(operand, "neither a number nor a name")
         else:
             return self._literal(term, operand)
         if other is None:
@@ -580,22 +644,40 @@ class _Compiler:
         if isinstance(operand, _Point):
             return self._of_curve(operand)
         if operand.kind == "word":
-            return self._name(operand, "runs")
+            return self._named(operand)
         self._note(operand, f"a name was expected, {operand.shown} is a value")
         return None
 
+    def _named(self, token: _Token, missing: str = "no such name") -> _Term | None:
+        """A name of the run that is looked at."""
+        if self.members is not None and self.table == "runs":
+            self._of_many(token)
+            return None
+        return self._name(token, self.table, missing)
+
+    def _of_many(self, operand: _Token | _Point) -> None:
+        name = operand.text if isinstance(operand, _Token) else f"{operand.name.text}@{operand.step.text}"
+        said = f"many runs are asked about here: mean({name}), max({name}), all({name} < 1)?"
+        self._note(operand, f"{name} is of one run", said)
+
     def _of_curve(self, point: _Point) -> _Term | None:
         name, step = point.name.text, int(point.step.text)
+        if self.members is not None and self.table == "runs":
+            self._of_many(point)
+            return None
         if name not in self.scope.metrics:
             self._note(point.name, f"no such metric: {name}", nearest(name, self.scope.metrics))
             return None
         sql = f"""(SELECT point.value FROM point JOIN metrics ON metrics.id = point.metric_id
-                   WHERE point.run_id = runs.id AND metrics.name = {self._bind(name)}
+                   WHERE point.run_id = {self.table}.id AND metrics.name = {self._bind(name)}
                    AND point.step = {self._bind(step)})"""
         return _Term(f"{name}@{step}", sql, "float")
 
     def _over_group(self, aggregate: _Aggregate) -> _Term | None:
         word = aggregate.function.text.lower()
+        if self.table != "runs":
+            self._note(aggregate.function, f"{word}(...) cannot stand inside of all(...)")
+            return None
         if aggregate.name.kind != "word":
             self._note(aggregate.name, f"a name was expected, {aggregate.name.shown} is a value")
             return None
@@ -605,8 +687,9 @@ class _Compiler:
         if not term.is_number:
             self._note(aggregate.name, f"{word} takes a number; {term.need}")
             return None
-        same_group = "g.stage = runs.stage AND g.group_key = runs.group_key"
-        sql = f"(SELECT {self.words.aggregate(word, term.sql)} FROM runs AS g WHERE {same_group})"
+        done = " AND g.state = 'done'" if self.members is not None else ""
+        sql = f"(SELECT {self.words.aggregate(word, term.sql)} FROM runs AS g WHERE {self._group()}{done})"
+        self.values[f"{word}({term.name})"] = sql
         return _Term(f"{word}({term.name})", sql, "float")
 
     def _name(self, token: _Token, table: str, missing: str = "no such name") -> _Term | None:

@@ -4,6 +4,7 @@
     pending  -> running (claim), cancelled
     running  -> done (finish), failed (fail, reap), cancelled, pending (release, reap), waiting (delayed retry)
     failed, cancelled, skipped -> pending (retry);   done -> pending (extend)
+    skipped, and pending that never ran -> waiting (redecide)
 
 `attempt` rises in the claim statement and nowhere else. Every later write of the owner is guarded by run, attempt,
 worker and state, not by the clock: a lease that is past its time but not reaped is still ours.
@@ -26,7 +27,7 @@ from unicodedata import category
 
 from sqlalchemy import Connection, Engine, bindparam, text
 
-from rnnq import db, host
+from rnnq import db, gates, host
 from rnnq.errors import Conflict, DatabaseError, InputError, LeaseLost
 
 CHUNK = 2000  # rows a transaction of init inserts: about 0.05 s, so that nobody's heartbeat waits long
@@ -104,6 +105,9 @@ class NewRun:
     parents: tuple[tuple[int, str, str], ...] = ()  # (parent run, kind, JSON detail)
     summary: Mapping[str, Any] | None = None  # of a run that was trained elsewhere: it is done from the start
     message: str | None = None
+    gate: str | None = None  # JSON of gates.Gate: what it waits for
+    start_from: str | None = None  # JSON: the run whose weights it starts from
+    priority: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ class NewStage:
     data: Mapping[str, str]
     runs: Sequence[NewRun] = field(default_factory=tuple)
     keep: str | None = None  # which checkpoints of its finished runs stay; None: as it is, or the default
+    phase: str | None = None  # the part of a plan that it belongs to
 
 
 @dataclass(frozen=True)
@@ -133,12 +138,14 @@ class Added:
     added: int
     present: int
     left: tuple[str, ...]
+    waiting: int = 0  # of those added: behind a gate
 
 
 def preview(engine: Engine, stages: Sequence[NewStage]) -> list[Added]:
     """What `init` would do. Raises InputError for a stage that exists with another family or other data."""
     with db.reading(engine) as connection:
         _refuse_changed(connection, stages)
+        refuse_gates(stages, lambda: gates.known(connection))
         return [_compare(stage, _present(connection, stage.name)) for stage in stages]
 
 
@@ -159,14 +166,44 @@ def init(engine: Engine, stages: Sequence[NewStage]) -> list[Added]:
         for intake in intakes.values():
             _remove_intake(engine, intake)
         raise
+    if any(run.gate for stage in stages for run in stage.runs):
+        decide(engine)  # what they wait for may have ended before
     return found
+
+
+def refuse_gates(stages: Sequence[NewStage], before: Callable[[], Mapping[str, gates.Known]] = dict) -> None:
+    """Raises InputError for gates that name what there is not, or that wait for each other in a ring.
+
+    `before` gives the stages that the database has.
+    """
+    wanted = {stage.name: _gates_of(stage) for stage in stages}
+    if not any(wanted.values()):
+        return
+    known = dict(before())
+    for stage in stages:
+        was = known.get(stage.name, gates.Known(gates.NO_NAMES, frozenset(), frozenset()))
+        scope = gates.scope(stage.fields, stage.metrics)
+        seeds = was.seeds | {run.seed for run in stage.runs}
+        after = frozenset(parents.stage for gate in wanted[stage.name] for parents in gate.after)
+        known[stage.name] = gates.Known(scope, seeds, after)
+    problems = [p for stage, found in wanted.items() for p in gates.problems(stage, found, known)]
+    ring = gates.cycle({name: stage.after for name, stage in known.items()})
+    if ring:
+        problems.append(f"stages wait for each other: {' after '.join(ring)}")
+    if problems:
+        raise InputError(problems, "after=, when= and start_from= name stages of the same files, or of the database")
+
+
+def _gates_of(stage: NewStage) -> list[gates.Gate]:
+    return [gates.of_json(content) for content in dict.fromkeys(run.gate for run in stage.runs) if content]
 
 
 def _compare(stage: NewStage, present: Mapping[str, str]) -> Added:
     wanted = {run.fingerprint for run in stage.runs}
     known = len(wanted & present.keys())
     left = tuple(label for fingerprint, label in present.items() if fingerprint not in wanted)
-    return Added(stage.name, len(wanted) - known, known, left)
+    waiting = len({run.fingerprint for run in stage.runs if run.gate} - present.keys())
+    return Added(stage.name, len(wanted) - known, known, left, waiting)
 
 
 def _present(connection: Connection, stage: str) -> dict[str, str]:
@@ -255,6 +292,7 @@ def _write_stage(connection: Connection, stage: NewStage, sql: str) -> None:
         "seed_fields": _dump(list(stage.seed_fields)),
         "data": _dump(dict(stage.data)),
         "keep": stage.keep,
+        "phase": stage.phase,
     }
     names, marks = ", ".join(values), ", ".join(f":{name}" for name in values)
     changes = ", ".join(f"{name} = :{name}" for name in values if name not in ("name", "keep"))
@@ -268,15 +306,18 @@ def _insert_runs(engine: Engine, intakes: Mapping[str, int], stage: NewStage) ->
         present = _present(connection, stage.name)
     fresh = [run for run in stage.runs if run.fingerprint not in present]
     sql = f"""INSERT INTO runs (stage, intake, family, label, config, fingerprint, group_key, seed, state, pack_key,
-                                budget, source, source_sha256, created_at, steps_done, summary, loss, message, ended_at)
+                                budget, source, source_sha256, created_at, steps_done, summary, loss, message, ended_at,
+                                gate, start_from, priority)
               VALUES (:stage, :intake, :family, :label, :config, :fingerprint, :group_key, :seed, :state, :pack_key,
                       :budget, :source, :source_sha256, {db.NOW}, :steps, :summary, :loss, :message,
-                      CASE WHEN :state = 'done' THEN {db.NOW} END)"""
+                      CASE WHEN :state = 'done' THEN {db.NOW} END, :gate_id, :start_from, :priority)"""
+    behind = _insert_gates(engine, stage, fresh)
     same = {"stage": stage.name, "intake": intakes[stage.name], "family": stage.family}
     same |= {"source": stage.source, "source_sha256": stage.source_sha256}
     primary = next((str(metric["name"]) for metric in stage.metrics if metric["primary"]), "loss")
     for start in range(0, len(fresh), CHUNK):
-        rows = [same | _row_of(run, primary) for run in fresh[start : start + CHUNK]]
+        chunk = fresh[start : start + CHUNK]
+        rows = [same | _row_of(run, primary) | {"gate_id": behind.get(run.gate)} for run in chunk]
         _insert_chunk(engine, intakes, sql, rows)
         time.sleep(0.02)  # leave a gap in which a waiting heartbeat finds the lock free
 
@@ -288,13 +329,32 @@ def _insert_chunk(engine: Engine, intakes: Mapping[str, int], sql: str, rows: Se
         connection.execute(text(sql), rows)
 
 
-_RUN_FIELDS = ("label", "config", "fingerprint", "group_key", "seed", "pack_key", "budget", "message")
+@db.retried
+def _insert_gates(engine: Engine, stage: NewStage, runs: Sequence[NewRun]) -> dict[str | None, int]:
+    """The ids of the gates that the runs wait for, each made once, by what they say."""
+    wanted = list(dict.fromkeys(run.gate for run in runs if run.gate is not None and run.summary is None))
+    if not wanted:
+        return {}
+    with db.transaction(engine) as connection:
+        return {gate: _gate_id(connection, stage.name, gate) for gate in wanted}
+
+
+def _gate_id(connection: Connection, stage: str, gate: str) -> int:
+    values = {"stage": stage, "gate": gate}
+    sql = "INSERT INTO gates (stage, condition) VALUES (:stage, :gate) ON CONFLICT DO NOTHING"
+    connection.execute(text(sql), values)
+    sql = "SELECT id FROM gates WHERE stage = :stage AND condition = :gate"
+    return int(connection.execute(text(sql), values).scalar_one())
+
+
+_RUN_FIELDS = ("label", "config", "fingerprint", "group_key", "seed", "pack_key", "budget", "message", "start_from",
+               "priority")  # fmt: skip
 
 
 def _row_of(run: NewRun, primary: str) -> dict[str, Any]:
     same = {name: getattr(run, name) for name in _RUN_FIELDS}
     if run.summary is None:
-        return {**same, "state": "pending", "steps": 0, "summary": None, "loss": None}
+        return {**same, "state": "waiting" if run.gate else "pending", "steps": 0, "summary": None, "loss": None}
     ended = {"state": "done", "summary": clean_summary(run.summary), "loss": _loss(run.summary, primary)}
     return {**same, **ended, "steps": run.budget or 0}
 
@@ -322,6 +382,7 @@ def _complete(engine: Engine, intakes: Mapping[str, int], stages: Sequence[NewSt
             _write_stage(connection, _merged(connection, stage), "UPDATE stages SET {changes} WHERE name = :name")
             for run in stage.runs:
                 _write_lineage(connection, stage.name, run)
+            _change_gates(connection, stage)
         for intake in intakes.values():
             # an init that added nothing leaves no intake behind: every claim visits each of them
             connection.execute(
@@ -329,6 +390,24 @@ def _complete(engine: Engine, intakes: Mapping[str, int], stages: Sequence[NewSt
                 {"id": intake},
             )
             connection.execute(text("UPDATE intakes SET complete = :yes WHERE id = :id"), {"id": intake, "yes": True})
+
+
+def _change_gates(connection: Connection, stage: NewStage) -> None:
+    """Runs that have not begun, and on whose gate nobody has decided, wait for what the definition says now."""
+    wanted = {run.fingerprint: run.gate for run in stage.runs}
+    sql = """SELECT runs.id, runs.fingerprint, gates.condition FROM runs LEFT JOIN gates ON gates.id = runs.gate
+             WHERE runs.stage = :stage AND runs.attempt = 0 AND runs.wake_at IS NULL AND gates.decision IS NULL
+             AND (runs.state = 'waiting' OR (runs.state = 'pending' AND runs.gate IS NULL))"""
+    rows = connection.execute(text(sql), {"stage": stage.name}).all()
+    for row in rows:
+        gate = wanted.get(row.fingerprint, row.condition)
+        if gate == row.condition:
+            continue
+        values = {"run": row.id, "state": "waiting" if gate else "pending"}
+        values["gate"] = _gate_id(connection, stage.name, gate) if gate else None
+        connection.execute(text("UPDATE runs SET gate = :gate, state = :state WHERE id = :run"), values)
+    sql = "DELETE FROM gates WHERE stage = :stage AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.gate = gates.id)"
+    connection.execute(text(sql), {"stage": stage.name})
 
 
 def _merged(connection: Connection, stage: NewStage) -> NewStage:
@@ -495,6 +574,7 @@ class Claim:
     source: str | None  # the definition file that holds the family; None for a family of a package
     source_sha256: str | None
     data: Mapping[str, str]  # {corpus: sha256} of the stage
+    start_from: Mapping[str, Any] | None = None  # the run whose weights it starts from: see `parent_of`
 
 
 # the cost does not grow with the table: see `claimable` in rnnq/databases/words.py
@@ -504,7 +584,7 @@ UPDATE runs SET state = 'running', attempt = attempt + 1, worker = :worker, wish
                 lease_until = :now + (SELECT lease_s FROM study), started_at = coalesce(started_at, :now)
 WHERE state = 'pending' AND id IN ({claimable})
 RETURNING id, attempt, lease_until, stage, family, label, config, fingerprint, pack_key, budget, steps_done,
-          checkpoint, checkpoint_prev, checkpoint_best, priority,
+          checkpoint, checkpoint_prev, checkpoint_best, priority, start_from,
           (SELECT CASE WHEN family_in_source THEN source END FROM stages WHERE name = runs.stage) AS source,
           (SELECT source_sha256 FROM stages WHERE name = runs.stage) AS source_sha256,
           (SELECT data FROM stages WHERE name = runs.stage) AS data
@@ -662,7 +742,7 @@ def remember_pack(engine: Engine, shape: str, members: int, equal: bool | None, 
 
 def _claim_of(row: Any, worker: str) -> Claim:
     same = ("attempt", "stage", "family", "label", "fingerprint", "pack_key", "budget", "steps_done")
-    parsed = ("config", "checkpoint", "checkpoint_prev", "checkpoint_best", "data")
+    parsed = ("config", "checkpoint", "checkpoint_prev", "checkpoint_best", "data", "start_from")
     return Claim(
         run=row.id,
         worker=worker,
@@ -690,16 +770,145 @@ def count(engine: Engine, stage: str | None = None) -> tuple[int, int]:
 
 
 def has_open(engine: Engine, stage: str | None = None, without: Iterable[str] = ()) -> bool:
-    """Whether anything in the scope is open: looks at one row, not at all of them."""
+    """Whether anything in the scope is open: looks at one row, not at all of them.
+
+    A run behind a gate is, while something goes on anywhere that the gate may come to open by.
+    """
     sql = """SELECT 1 FROM intakes JOIN stages ON stages.name = intakes.stage
              WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
              AND stages.name NOT IN {}
              AND EXISTS (SELECT 1 FROM runs WHERE runs.intake = intakes.id AND runs.stage = intakes.stage
-                         AND runs.state IN ('waiting', 'pending', 'running')) LIMIT 1"""
+                         AND {}) LIMIT 1"""
+    goes_on = "(runs.state IN ('pending', 'running') OR (runs.state = 'waiting' AND runs.wake_at IS NOT NULL))"
     with db.reading(engine) as connection:
-        values = {"stage": stage, "without": _dump(list(without))}
-        statement = text(sql.format(db.words(connection).words("without")))
-        return connection.execute(statement, values).first() is not None
+        skipped = db.words(connection).words("without")
+
+        def there_is(what: str, stage: str | None) -> bool:
+            values = {"stage": stage, "without": _dump(list(without))}
+            return connection.execute(text(sql.format(skipped, what)), values).first() is not None
+
+        if there_is(goes_on, stage):
+            return True
+        return there_is("runs.state = 'waiting'", stage) and (there_is(goes_on, None) or _runs_somewhere(connection))
+
+
+def _runs_somewhere(connection: Connection) -> bool:
+    sql = "SELECT 1 FROM runs WHERE state = 'running' AND lease_until IS NOT NULL LIMIT 1"
+    return connection.execute(text(sql)).first() is not None
+
+
+# --------------------------------------------------------------------------------------------------------- gates
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A gate that was decided on, and the runs that it lets go on or leaves out."""
+
+    stage: str
+    decision: str  # open, shut
+    reason: str
+    runs: tuple[int, ...]
+
+
+_UNDECIDED = """SELECT gates.id FROM gates WHERE gates.decision IS NULL
+                AND EXISTS (SELECT 1 FROM intakes WHERE intakes.stage = gates.stage AND intakes.complete)
+                AND EXISTS (SELECT 1 FROM runs WHERE runs.gate = gates.id) ORDER BY gates.id"""
+
+
+def decide(engine: Engine) -> list[Decided]:
+    """Decide on every gate whose runs have all ended: its own become pending, or are skipped, with the reason.
+
+    What is skipped may be what others wait for: they are decided on in the same transaction. Without gates it costs a
+    look at one index.
+    """
+    with db.reading(engine) as connection:
+        if not connection.execute(text(f"SELECT EXISTS ({_UNDECIDED})")).scalar():
+            return []
+        ready = _ready(connection)
+    return _decide(engine) if ready else []
+
+
+def _ready(connection: Connection) -> bool:
+    """Whether a gate could be decided on now: readers are many, and the lock is for writers."""
+    found = connection.execute(text(_UNDECIDED)).scalars().all()
+    return any(_look(connection, gate)[2].decision is not None for gate in found)
+
+
+def _look(connection: Connection, gate: int) -> tuple[str, gates.Gate, gates.Look]:
+    row = connection.execute(text("SELECT stage, condition FROM gates WHERE id = :gate"), {"gate": gate}).one()
+    asked = gates.of_json(row.condition)
+    try:
+        return row.stage, asked, gates.look(connection, asked)
+    except InputError as error:  # what it asks for is no longer there: nobody could ever open it
+        return row.stage, asked, gates.Look(gates.SHUT, f"it cannot be evaluated: {error.message}", ())
+
+
+@db.retried
+def _decide(engine: Engine) -> list[Decided]:
+    made: list[Decided] = []
+    with db.transaction(engine) as connection:
+        while True:
+            round_ = [decided for gate in _lock_gates(connection) if (decided := _decide_on(connection, gate))]
+            if not round_:
+                return made
+            made += round_
+
+
+def _lock_gates(connection: Connection) -> list[int]:
+    """The undecided gates, ours from here on: of two that end the last parents, the second sees what the first did."""
+    return list(connection.execute(text(f"{_UNDECIDED}{db.words(connection).locked}")).scalars())
+
+
+def _decide_on(connection: Connection, gate: int) -> Decided | None:
+    stage, _, seen = _look(connection, gate)
+    if seen.decision is None:
+        return None
+    sql = f"""UPDATE gates SET decision = :decision, seen = :seen, decided_at = {db.NOW}
+              WHERE id = :gate AND decision IS NULL"""
+    values = {"gate": gate, "decision": seen.decision, "seen": clean_text(seen.to_json())}
+    if connection.execute(text(sql), values).rowcount == 0:
+        return None
+    changes = "state = 'pending', message = NULL"
+    if seen.decision == gates.SHUT:
+        changes = f"state = 'skipped', message = :reason, ended_at = {db.NOW}"
+    sql = f"UPDATE runs SET {changes} WHERE gate = :gate AND state = 'waiting' AND wake_at IS NULL RETURNING id"
+    found = connection.execute(text(sql), {"gate": gate, "reason": clean_text(seen.reason)}).scalars()
+    return Decided(stage, seen.decision, seen.reason, tuple(sorted(found)))
+
+
+def redecide(engine: Engine, stage: str | None = None) -> list[Decided]:
+    """Take back the decisions that would be others today, with those that follow from them; returns the new ones.
+
+    Runs that have begun, or that a person has retried, stay as they are.
+    """
+    made: list[Decided] = []
+    while _reopen(engine, stage):
+        stage = None  # what follows may be anywhere
+        made += decide(engine)
+    return made
+
+
+@db.retried
+def _reopen(engine: Engine, stage: str | None) -> bool:
+    """Gates are undecided again where the runs say other than they did."""
+    sql = """SELECT id, stage, decision FROM gates WHERE decision IS NOT NULL
+             AND (:stage IS NULL OR stage = :stage) ORDER BY id"""
+    back = """UPDATE runs SET state = 'waiting', message = NULL, ended_at = NULL
+              WHERE gate = :gate AND attempt = 0 AND state = :state AND wake_at IS NULL RETURNING id"""
+    reopened = {}
+    with db.transaction(engine) as connection:
+        locked = db.words(connection).locked
+        for row in connection.execute(text(sql + locked), {"stage": stage}).all():
+            if _look(connection, row.id)[2].decision == row.decision:
+                continue
+            state = "skipped" if row.decision == gates.SHUT else "pending"
+            found = list(connection.execute(text(back), {"gate": row.id, "state": state}).scalars())
+            if found:
+                undecided = "UPDATE gates SET decision = NULL, seen = NULL, decided_at = NULL WHERE id = :gate"
+                connection.execute(text(undecided), {"gate": row.id})
+                reopened[row.id] = sorted(found)
+        _log(connection, "redecide", {"runs": sorted(run for found in reopened.values() for run in found)})
+    return bool(reopened)
 
 
 # ------------------------------------------------------------------------------------------- the owner's writes
@@ -1047,6 +1256,92 @@ def _end_attempt(
     connection.execute(text(sql), values | {"run": claim.run, "attempt": claim.attempt})
 
 
+# ------------------------------------------------------------------------------------------- whose weights it has
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """The run whose weights another one starts from, and the file that has them."""
+
+    run: int
+    stage: str
+    family: str
+    config: Mapping[str, Any]
+    fingerprint: str
+    file: Saved
+
+
+@_fenced
+@db.retried
+def parent_of(engine: Engine, claim: Claim) -> Ancestor:
+    """The run that a claimed one starts from, by its `start_from`; kept in the lineage, so that it stays the same.
+
+    Another one is chosen only where the file is no longer what the parent's row names. Raises InputError when there is
+    none, LeaseLost.
+    """
+    assert claim.start_from is not None
+    with db.transaction(engine) as connection:
+        _write(connection, claim, "wish = wish", {})  # still ours, and locked from here on
+        row = _chosen_before(connection, claim) or _choose(connection, claim)
+        ancestor = _ancestor(row, claim.start_from)
+        kind = "continue" if row.family == claim.family else "probe"
+        known = "DELETE FROM lineage WHERE child = :child AND kind IN ('continue', 'probe')"
+        connection.execute(text(known), {"child": claim.run})
+        detail = _dump({"start_from": dict(claim.start_from), **ancestor.file})
+        sql = "INSERT INTO lineage (child, parent, kind, detail) VALUES (:child, :parent, :kind, :detail)"
+        values = {"child": claim.run, "parent": ancestor.run, "kind": kind, "detail": detail}
+        connection.execute(text(sql), values)
+    return ancestor
+
+
+_ANCESTOR = """SELECT runs.id, runs.stage, runs.family, runs.config, runs.fingerprint, runs.checkpoint,
+                      runs.checkpoint_best, runs.state FROM runs"""
+
+
+def _chosen_before(connection: Connection, claim: Claim) -> Any:
+    sql = f"""{_ANCESTOR} JOIN lineage ON lineage.parent = runs.id
+              WHERE lineage.child = :child AND lineage.kind IN ('continue', 'probe') AND runs.state = 'done'"""
+    row = connection.execute(text(sql), {"child": claim.run}).first()
+    sql = "SELECT detail FROM lineage WHERE child = :child AND kind IN ('continue', 'probe')"
+    detail = _load(connection.execute(text(sql), {"child": claim.run}).scalar())
+    if row is None or detail is None:
+        return None
+    named = [(_load(file) or {}).get("path") for file in (row.checkpoint, row.checkpoint_best)]
+    return row if detail.get("path") in named else None
+
+
+def _choose(connection: Connection, claim: Claim) -> Any:
+    """The best finished run that `start_from` selects, by its stage's primary metric."""
+    spec = dict(claim.start_from or {})
+    stage, params = spec["stage"], {"of_stage": spec["stage"]}
+    metrics = _load(connection.execute(text("SELECT metrics FROM stages WHERE name = :s"), {"s": stage}).scalar()) or []
+    better = next((metric["better"] for metric in metrics if metric["primary"]), "min")
+    sql = f"""{_ANCESTOR} JOIN intakes ON intakes.id = runs.intake AND intakes.complete
+              WHERE runs.stage = :of_stage AND runs.state = 'done'"""
+    said = stage
+    if spec.get("same_seed"):
+        params["of_seed"] = claim.config["seed"]
+        sql += " AND runs.seed = :of_seed"
+        said += f" with seed {claim.config['seed']}"
+    if spec.get("where"):
+        sql += f" AND runs.id IN ({gates.selected(connection, stage, spec['where'], params)})"
+        said += f" where {spec['where']}"
+    order = "DESC" if better == "max" else "ASC"
+    row = connection.execute(text(f"{sql} ORDER BY runs.loss {order} NULLS LAST, runs.id LIMIT 1"), params).first()
+    if row is None:
+        raise InputError(f"no run of {said} is done, whose weights run {claim.run} would start from", "see `rnnq plan`")
+    return row
+
+
+def _ancestor(row: Any, spec: Mapping[str, Any]) -> Ancestor:
+    best, last = _load(row.checkpoint_best), _load(row.checkpoint)
+    file = (best or last) if spec.get("which", "best") == "best" else last
+    if file is None:
+        what = f"run {row.id} of {row.stage} has no checkpoint that another run could start from"
+        raise InputError(what, "a run keeps one where its family has `build`, or stands on the third level")
+    return Ancestor(row.id, row.stage, row.family, _load(row.config), row.fingerprint, file)
+
+
 # ---------------------------------------------------------------------------------------------------------- reap
 
 
@@ -1345,9 +1640,11 @@ class Leaving:
 
 
 # while a run that goes on from another's weights has not ended well, it may need them again
-NEEDED = """EXISTS (SELECT 1 FROM lineage JOIN runs AS child ON child.id = lineage.child
-                    WHERE lineage.parent = runs.id AND lineage.kind IN ('continue', 'probe', 'extend')
-                    AND child.state != 'done')"""
+NEEDED = """(EXISTS (SELECT 1 FROM lineage JOIN runs AS child ON child.id = lineage.child
+                     WHERE lineage.parent = runs.id AND lineage.kind IN ('continue', 'probe', 'extend')
+                     AND child.state != 'done')
+             OR EXISTS (SELECT 1 FROM runs AS child WHERE child.start_from IS NOT NULL AND child.state != 'done'
+                        AND child.start_from LIKE '%"stage":"' || runs.stage || '"%'))"""
 # of a run that is not done any more, or was done once more, nothing goes
 _LEAVE = f"UPDATE runs SET {{changes}} WHERE id = :run AND state = 'done' AND attempt = :attempt AND NOT {NEEDED}"
 
@@ -1399,8 +1696,26 @@ def rename(engine: Engine, stage: str, to: str) -> None:
         _copy_stage(connection, stage, to)
         for table in ("intakes", "runs", "gates"):
             connection.execute(text(f"UPDATE {table} SET stage = :to WHERE stage = :stage"), {"stage": stage, "to": to})
+        _rename_in_gates(connection, stage, to)
         connection.execute(text("DELETE FROM stages WHERE name = :stage"), {"stage": stage})
         _log(connection, "rename", {"stage": stage, "to": to})
+
+
+def _rename_in_gates(connection: Connection, stage: str, to: str) -> None:
+    """What waits for the stage, or starts from it, goes by its new name."""
+    for row in connection.execute(text("SELECT id, condition FROM gates")).all():
+        gate = gates.of_json(row.condition)
+        after = tuple(dataclasses.replace(p, stage=to) if p.stage == stage else p for p in gate.after)
+        if after != gate.after:
+            values = {"id": row.id, "gate": dataclasses.replace(gate, after=after).to_json()}
+            connection.execute(text("UPDATE gates SET condition = :gate WHERE id = :id"), values)
+    sql = "SELECT DISTINCT start_from FROM runs WHERE start_from IS NOT NULL"
+    for start in connection.execute(text(sql)).scalars().all():
+        spec = _load(start)
+        if spec["stage"] == stage:
+            renamed = {"defined_as": stage, **spec, "stage": to}
+            values = {"old": start, "new": _dump(renamed)}
+            connection.execute(text("UPDATE runs SET start_from = :new WHERE start_from = :old"), values)
 
 
 def _copy_stage(connection: Connection, stage: str, to: str) -> None:
@@ -1438,6 +1753,7 @@ def _hide(engine: Engine, stage: str) -> tuple[list[int], list[int]]:
         if locked:  # claims lock the intake of what they take: one that is under way ends before we look
             connection.execute(text(f"SELECT 1 FROM intakes WHERE stage = :stage{locked}"), {"stage": stage})
         _refuse_running(connection, stage)
+        _refuse_waited_for(connection, stage)
         sql = f"""UPDATE intakes SET complete = :no, removing = :yes, host = :host, pid = :pid, pid_start = :start,
                          beat_at = {db.NOW} WHERE stage = :stage RETURNING id"""
         rows = connection.execute(text(sql), {"stage": stage, "no": False, "yes": True, **_me()}).all()
@@ -1464,3 +1780,13 @@ def _refuse_running(connection: Connection, stage: str) -> None:
         raise InputError(f"stage {stage} is running: {who}{more}", f"`rnnq pause {stage}`, and wait for its workers")
     if any(alive for _, alive in _rivals(connection, stage)):
         raise DatabaseError(f"stage {stage} is being added to, or deleted", "try again when that is done")
+
+
+def _refuse_waited_for(connection: Connection, stage: str) -> None:
+    """Raises InputError where runs of another stage wait for this one."""
+    sql = "SELECT stage, condition FROM gates WHERE decision IS NULL AND stage != :stage"
+    rows = connection.execute(text(sql), {"stage": stage}).all()
+    waiting = {r.stage for r in rows if any(parents.stage == stage for parents in gates.of_json(r.condition).after)}
+    if waiting:
+        who = ", ".join(sorted(waiting))
+        raise InputError(f"stage {stage} is waited for by {who}", f"delete {who} first, or let its gates be decided")

@@ -13,7 +13,8 @@ from sqlalchemy import Connection, Engine, bindparam, text
 from rnnq import db, query
 from rnnq.errors import InputError, nearest
 
-_PARSED = ("config", "summary", "checkpoint", "checkpoint_prev", "checkpoint_best", "versions", "numerics", "detail")
+_PARSED = ("config", "summary", "checkpoint", "checkpoint_prev", "checkpoint_best", "versions", "numerics", "detail",
+           "start_from")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,8 @@ _PICKED = """SELECT runs.id, runs.stage, runs.label, runs.state, runs.priority, 
 
 
 def configs(engine: Engine, ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Runs by their ids: id, stage and config alone."""
-    one = text("SELECT id, stage, config FROM runs WHERE id = :run")
+    """Runs by their ids: id, stage, config and what they start from alone."""
+    one = text("SELECT id, stage, config, start_from FROM runs WHERE id = :run")
     with db.reading(engine) as connection:
         return [_parsed(row) for run in ids for row in connection.execute(one, {"run": run})]
 

@@ -67,7 +67,7 @@ def sample(engine: Engine, run: int, request: Request, device: torch.device, def
     row = runs.show(engine, run)
     family = _family(engine, row, defs)
     run_config = config.parse(family.Config, row["config"])
-    if config.fingerprint(row["family"], run_config) != row["fingerprint"]:
+    if config.fingerprint(row["family"], run_config, config.start_key(row["start_from"])) != row["fingerprint"]:
         raise InputError(
             f"run {run} was made by another version of {row['family']}; here it has version {run_config.version}",
             "the code as it was when the stage was made can read it",

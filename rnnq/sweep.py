@@ -20,7 +20,7 @@ import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PureWindowsPath
 from types import ModuleType, TracebackType
 from typing import Any
@@ -29,16 +29,21 @@ from rnnq import retention
 from rnnq.errors import InputError, nearest, text_of
 
 __all__ = [
+    "Best",
     "Definition",
+    "Runs",
     "Stage",
     "Sweep",
+    "best",
     "configs",
     "grid",
+    "last",
     "load",
     "load_source",
     "refined",
     "relative_source",
     "resolve_source",
+    "runs_of",
     "stage",
     "union",
     "zip",
@@ -283,6 +288,68 @@ def _trace(error: BaseException, since: TracebackType | None) -> str:
 # ------------------------------------------------------------------------------------------------- stages
 
 
+@dataclass(frozen=True)
+class Runs:
+    """Runs that others wait for. Made by `runs_of`, or of a name by `stage`."""
+
+    stage: str
+    where: str | None = None  # a filter on their configs
+    when: str | None = None  # a condition on their measurements, once they have all ended
+    same_seed: bool = False  # each run waits only for those of its own seed
+
+
+@dataclass(frozen=True)
+class Best:
+    """The run whose weights others start from. Made by `best` and `last`."""
+
+    stage: str
+    where: str | None = None
+    same_seed: bool = False
+    which: str = "best"  # of its checkpoints: best, last
+
+    def shown(self) -> dict[str, Any]:
+        """As JSON has it: a part of the identity of the runs that start from it."""
+        return {name: value for name, value in vars(self).items() if value not in (None, False)}
+
+
+def runs_of(stage: str | Stage, where: str | None = None, *, when: str | None = None, same_seed: bool = False) -> Runs:
+    """The runs of a stage, or those that a filter on their configs selects, for `after=` of another stage.
+
+    when        a condition over them, such as "mean(val_score) >= 0.95"; decided once they have all ended
+    same_seed   a run waits only for those of its own seed
+    """
+    found = Runs(_name_of(stage), where, when, same_seed)
+    problems = _wrong_name(found.stage)
+    problems += [f"rnnq.runs_of: {name}= takes a filter, not {v!r}" for name, v in (("where", where), ("when", when))
+                 if not (v is None or (isinstance(v, str) and v.strip()))]  # fmt: skip
+    if problems:
+        raise InputError(problems, 'rnnq.runs_of("stage1", "hidden_dim = 64", when="mean(loss) < 2")')
+    return found
+
+
+def best(stage: str | Stage, where: str | None = None, *, same_seed: bool = False) -> Best:
+    """The best checkpoint of the best finished run of a stage, for `start_from=` of another stage.
+
+    where       only of the runs that a filter on their configs selects
+    same_seed   each run starts from the best one of its own seed
+    """
+    return _start(stage, where, same_seed, "best")
+
+
+def last(stage: str | Stage, where: str | None = None, *, same_seed: bool = False) -> Best:
+    """As `best`, but that run's last checkpoint."""
+    return _start(stage, where, same_seed, "last")
+
+
+def _start(stage: str | Stage, where: str | None, same_seed: bool, which: str) -> Best:
+    of = runs_of(stage, where, same_seed=same_seed)
+    return Best(of.stage, of.where, same_seed, which)
+
+
+def _name_of(stage: Any) -> Any:
+    return stage.name if isinstance(stage, Stage) else stage
+
+
 @dataclass(frozen=True, eq=False)
 class Stage:
     """A named set of runs, and what becomes of its winners. Made by `stage`, which checks it."""
@@ -294,6 +361,12 @@ class Stage:
     refine: Rule | None = None  # one winner in, the next stage's configs out; None keeps the winner as it is
     next: str | Stage | None = None  # what promote makes of this stage; None lets promote choose the name
     keep: str | None = None  # which checkpoints of its finished runs `rnnq gc` keeps; None: the default
+    after: tuple[Runs, ...] = ()  # what its runs wait for
+    otherwise: str = "skip"  # what becomes of them where the condition does not hold
+    on_failed: str = "skip"  # and where one of the runs that they wait for has failed
+    start_from: Best | None = None  # whose weights they start from
+    priority: int = 0
+    phase: str | None = None  # the part of a plan that it belongs to
 
     def configs(self) -> Iterator[Fields]:
         """The fields of each run, in the order of the sweep."""
@@ -310,6 +383,13 @@ def stage(
     refine: Rule | None = None,
     next: str | Stage | None = None,
     keep: str | None = None,
+    after: str | Stage | Runs | Iterable[str | Stage | Runs] = (),
+    when: str | None = None,
+    otherwise: str = "skip",
+    on_failed: str = "skip",
+    start_from: Best | None = None,
+    priority: int = 0,
+    phase: str | None = None,
 ) -> Stage:
     """Declare a stage. `family` and `sweep` may be missing only where the stage is the `next=` of another.
 
@@ -319,8 +399,19 @@ def stage(
     refine  config -> dicts of fields (or one dict): what `promote` makes of a winner
     next    what the promoted stage is called, or a stage that also says how it is refined in turn
     keep    which checkpoints of its finished runs `rnnq gc` keeps: "last and best", "best of top 10%"; see retention.py
+
+    after       what its runs wait for: the name of a stage, `rnnq.runs_of(...)`, or a list of these
+    when        a condition over the one stage of `after`, such as "mean(val_score) >= 0.95", once its runs have ended
+    otherwise   where the condition does not hold: "skip" leaves the runs out; "go" lets them go on all the same
+    on_failed   where a run that they wait for did not end well: "skip", or "go" on without it
+    start_from  `rnnq.best(...)` or `rnnq.last(...)`: whose weights they start from; they wait for it, too
+    priority    higher is claimed first
+    phase       the part of a plan that it belongs to; see `rnnq plan`
     """
     problems = [*_wrong_name(name), *_wrong_links(name, refine, next), *_wrong_rule(name, keep)]
+    waits_for, wrong = _waits_for(after, when)
+    wrong += _wrong_gate(name, waits_for, otherwise, on_failed, start_from, priority, phase)
+    problems += [f"stage {name}: {problem}" for problem in wrong]
     if isinstance(family, Sweep):
         problems.append(f"stage {name}: the family is missing before the sweep")
     if base is not None and not _is_row(base):
@@ -334,8 +425,70 @@ def stage(
     if problems:
         raise InputError(problems, f"for example: {EXAMPLE}")
     return Stage(
-        name, family, made, dict(base or {}), refine, next, None if keep is None else str(retention.parse(keep))
+        name,
+        family,
+        made,
+        dict(base or {}),
+        refine,
+        next,
+        None if keep is None else str(retention.parse(keep)),
+        waits_for,
+        otherwise,
+        on_failed,
+        start_from,
+        priority,
+        phase,
     )
+
+
+def _waits_for(after: Any, when: Any) -> tuple[tuple[Runs, ...], list[str]]:
+    """What `after=` and `when=` say together, and what is wrong with them."""
+    items = [after] if isinstance(after, (str, Stage, Runs)) else after
+    if not isinstance(items, Iterable):
+        return (), [f"after= takes the names of stages, or rnnq.runs_of(...), not {after!r}"]
+    found, problems = [], []
+    for item in items:
+        if not isinstance(item, (str, Stage, Runs)):
+            problems.append(f"after= takes the names of stages, or rnnq.runs_of(...), not {item!r}")
+            continue
+        try:
+            found.append(item if isinstance(item, Runs) else runs_of(item))
+        except InputError as error:
+            problems += [f"after=: {problem}" for problem in error.problems]
+    if when is None or problems:
+        return tuple(found), problems
+    if not (isinstance(when, str) and when.strip()):
+        return (), [f"when= takes a condition, not {when!r}"]
+    if len(found) != 1 or found[0].when is not None:
+        of = "is about the one stage of after=, which is missing" if not found else "would be said of more than one"
+        return (), [f"when= {of}; say which: after=[rnnq.runs_of({_first(found)!r}, when={when!r}), ...]"]
+    return (replace(found[0], when=when),), []
+
+
+def _first(found: Sequence[Runs]) -> str:
+    return found[0].stage if found else "stage1"
+
+
+def _wrong_gate(
+    name: object, after: Sequence[Runs], otherwise: Any, on_failed: Any, start_from: Any, priority: Any, phase: Any
+) -> list[str]:
+    problems = [
+        f"{what}= is one of skip, go; not {value!r}"
+        for what, value in (("otherwise", otherwise), ("on_failed", on_failed))
+        if value not in ("skip", "go")
+    ]
+    if start_from is not None and not isinstance(start_from, Best):
+        problems.append(f"start_from= takes rnnq.best(...) or rnnq.last(...), not {start_from!r}")
+    if isinstance(priority, bool) or not isinstance(priority, int) or abs(priority) >= 2**31:
+        problems.append(f"priority= takes a whole number, not {priority!r}")
+    if phase is not None and not (isinstance(phase, str) and phase.strip()):
+        problems.append(f"phase= takes words, not {phase!r}")
+    others: list[Runs | Best] = [*after, *([start_from] if isinstance(start_from, Best) else [])]
+    if any(other.stage == name for other in others):
+        problems.append("waits for itself")
+    if not others and (otherwise, on_failed) != ("skip", "skip"):
+        problems.append("has otherwise= or on_failed=, and waits for nothing")
+    return problems
 
 
 def _wrong_name(name: object) -> list[str]:

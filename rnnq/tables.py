@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, Integer, MetaData, Table, Text, UniqueConstraint
 
-SCHEMA = "0004"  # the Alembic revision that these tables are
+SCHEMA = "0005"  # the Alembic revision that these tables are
 
 STATES = ("waiting", "pending", "running", "done", "failed", "cancelled", "skipped")
 OPEN = ("waiting", "pending", "running")
@@ -55,6 +55,7 @@ stages = Table(
     Column("created_at", sa.Double, nullable=False),
     Column("defined_as", Text),  # its name in the definition file, where `rnnq rename` gave it another
     Column("keep", Text),  # which checkpoints of its finished runs `rnnq gc` keeps; null: the default of retention.py
+    Column("phase", Text),  # the part of a plan that it belongs to
 )
 
 intakes = Table(
@@ -120,6 +121,8 @@ runs = Table(
     Column("started_at", sa.Double),
     Column("ended_at", sa.Double),
     Column("note", Text),  # what a person says of it
+    Column("gate", Id, ForeignKey("gates.id")),  # what it waits for, or waited for
+    Column("start_from", Text),  # JSON: the run whose weights it starts from; null: its own
     UniqueConstraint("stage", "fingerprint"),
     CheckConstraint(_one_of("state", STATES), name="state"),
     CheckConstraint("wish IS NULL OR wish IN ('cancel', 'pause')", name="wish"),
@@ -170,6 +173,18 @@ runs = Table(
     Index("ix_runs_loss", "stage", "loss"),
     Index("ix_runs_group", "stage", "group_key"),
     Index("ix_runs_ended", "stage", "ended_at"),
+    Index(
+        "ix_runs_gate",
+        "gate",
+        sqlite_where=sa.text("gate IS NOT NULL"),
+        postgresql_where=sa.text("gate IS NOT NULL"),
+    ),
+    Index(
+        "ix_runs_start_from",
+        "state",
+        sqlite_where=sa.text("start_from IS NOT NULL"),
+        postgresql_where=sa.text("start_from IS NOT NULL"),
+    ),
     # no id is given twice: one that stands in a note, or in a file's name, never means another run
     sqlite_autoincrement=True,
 )
@@ -271,8 +286,15 @@ gates = Table(
     Column("stage", Text, ForeignKey("stages.name"), nullable=False),
     Column("condition", Text, nullable=False),  # JSON: what it waits for, and what then
     Column("decision", Text),  # open, shut; null while undecided
-    Column("seen", Text),  # JSON: the values that it was decided on
+    Column("seen", Text),  # JSON: the values that it was decided on, and why
     Column("decided_at", sa.Double),
+    Index("ix_gates_stage_condition", "stage", "condition", unique=True),
+    Index(
+        "ix_gates_undecided",
+        "stage",
+        sqlite_where=sa.text("decision IS NULL"),
+        postgresql_where=sa.text("decision IS NULL"),
+    ),
 )
 
 artifacts = Table(

@@ -111,7 +111,7 @@ def of_run(engine: Engine, run: int, defs: Path) -> Subject:
         return families.find(row["family"], definition)
 
     made = config.parse(find().Config, row["config"])
-    if config.fingerprint(row["family"], made) != row["fingerprint"]:
+    if config.fingerprint(row["family"], made, config.start_key(row["start_from"])) != row["fingerprint"]:
         raise InputError(
             f"run {run} was made by another version of {row['family']}; here it has version {made.version}",
             "the code as it was when the stage was made can train it",

@@ -3,7 +3,7 @@
 The main thread trains; a second one beats for the runs that are held. Whoever watches (a progress bar, a test)
 gets events by name: started, trying (sizes of packs), claimed, packed, restored, recorded, written (a checkpoint
 aside), saved, done, failed, delayed (failed, to be tried again), released, cancelled, lost, scattered (a pack, by an
-error), reaped, away (the database), idle.
+error), reaped, decided (a gate), inherited (the weights of another run), away (the database), idle.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ from sqlalchemy import Engine
 
 import rnnq
 from rnnq import checkpoint, config, db, families, host, logs, pack, processes, queue, sweep, train
-from rnnq.checkpoint import Saved
+from rnnq.checkpoint import Owner, Saved
 from rnnq.desk import AWAY, Desks, RunDesk
 from rnnq.errors import (
     CheckpointError,
+    Damaged,
     DatabaseError,
     DataError,
     InputError,
@@ -47,7 +48,7 @@ from rnnq.errors import (
     is_out_of_memory,
     text_of,
 )
-from rnnq.families.base import Family, Generator
+from rnnq.families.base import Family, Generator, Parent
 from rnnq.queue import Claim, Point
 from rnnq.train import Every, Member
 
@@ -198,6 +199,8 @@ class Worker:
             else:
                 self.watch("idle", {})
                 self.stop.wait(min(IDLE, self.lease / 4) * _jitter.uniform(0.5, 1.0))
+        if not self.is_to_stop():
+            self.insist(self._decide)  # what was trained here may be the last that others wait for
         if self.unfit and not self.is_to_stop():
             raise next(iter(self.unfit.values()))
         return failed
@@ -205,6 +208,7 @@ class Worker:
     def _claim(self, most: int) -> list[Claim]:
         """As many runs of one shape as are known to train well together; else one."""
         self._reaped(self.pulse.reap())
+        self._decide()
         self.ahead = queue.ahead(self.engine, self.scope.stage, self.unfit) if self.planner and most > 1 else None
         trial = self._trial(self.ahead) if self.ahead else None
         size = 1
@@ -212,6 +216,13 @@ class Worker:
             size = min(most, self.planner.best(trial, self.ahead.pending, self._rivals(self.ahead)))
         kind = (self.ahead.stage, self.ahead.pack_key) if self.ahead and size > 1 else None
         return queue.claim(self.engine, self.id, self.provenance, size, self.scope.stage, self.unfit, kind=kind)
+
+    def _decide(self) -> bool:
+        """Open or shut the gates whose runs have all ended; whether there were any."""
+        found = queue.decide(self.engine)
+        for decided in found:
+            self.watch("decided", vars(decided))
+        return bool(found)
 
     @staticmethod
     def _rivals(ahead: queue.Ahead) -> int:
@@ -310,7 +321,10 @@ class Worker:
     def _is_over(self) -> bool:
         if self.scope.wait:
             return False
-        return self.scope.drain or not queue.has_open(self.engine, self.scope.stage, self.unfit)
+        if self.scope.drain:
+            return True
+        # the last run that a gate waited for may have ended a moment ago, and nobody has looked yet
+        return not (queue.has_open(self.engine, self.scope.stage, self.unfit) or self._decide())
 
     def _reaped(self, taken: Sequence[queue.Reaped]) -> None:
         for reaped in taken:
@@ -533,7 +547,22 @@ class Worker:
         desk.claim = dataclasses.replace(claim, pack_key=run_config.pack_key())
         _check_data(claim, run_config)
         desk.primary = run_config.primary().name
-        return Member(run_config, desk, claim.budget, self._restore(claim, desk, family))
+        state = self._restore(claim, desk, family)
+        start = self._parent(claim) if state is None and claim.start_from is not None else None
+        return Member(run_config, desk, claim.budget, state, start)
+
+    def _parent(self, claim: Claim) -> Parent:
+        """The weights that a run starts from. Raises InputError when there are none, or the file is not what it was."""
+        found = self.insist(lambda: queue.parent_of(self.engine, claim))
+        owner = Owner(self.study, found.stage, found.run, found.fingerprint)
+        try:
+            state = checkpoint.load(self.root, Saved(**found.file), owner)
+        except Damaged as error:  # of that run, not of this worker
+            what = f"run {claim.run} starts from run {found.run} of {found.stage}, and {error.message}"
+            raise DataError(what, "put the file back, or train that run again; then `rnnq retry`") from error
+        held = state.get("members", state)  # a best checkpoint has no optimiser
+        self.watch("inherited", {"claim": claim, "parent": found.run, "step": state["step"]})
+        return Parent(found.run, found.family, found.config, state["step"], held["params"], held["carried"])
 
     def _family(self, claim: Claim) -> Family | Generator:
         """The code of the run's family."""
@@ -682,7 +711,7 @@ def _message(error: BaseException) -> str:
 
 def _check_identity(claim: Claim, run_config: config.Config) -> None:
     """Raises InputError when the family's version or a default has changed since init: it would be another run."""
-    if config.fingerprint(claim.family, run_config) != claim.fingerprint:
+    if config.fingerprint(claim.family, run_config, config.start_key(claim.start_from)) != claim.fingerprint:
         raise InputError(
             f"run {claim.run} was made by another version of {claim.family}; here it has version {run_config.version}",
             "`rnnq init` adds it anew, as this version trains it",

@@ -178,7 +178,7 @@ def test_the_columns_and_their_types_are_those_of_the_table():
 
 def test_the_columns_that_hold_json_or_belong_to_the_machinery_are_not_names():
     hidden = {"intake", "lost", "config", "summary", "checkpoint", "checkpoint_prev", "checkpoint_best"}
-    hidden |= {"source", "source_sha256"}
+    hidden |= {"source", "source_sha256", "gate", "start_from"}
     assert {column.name for column in tables.runs.columns} - set(COLUMNS) == hidden
 
 
@@ -547,7 +547,8 @@ AS_IN = "a point of a curve is a metric and a step, as in val_loss@5000"
         ("tag", 0, "tag is text: compare it with something", None),
         ("tag < 5", 4, "< compares numbers; tag is text", None),
         ("tag = 5", 6, "tag is text, 5 is not", 'write "5"'),
-        ("use_gate and all(state = done)", 13, "all(...) is not supported yet", None),
+        ("all(all(done))", 4, "all(...) cannot stand inside of all(...)", None),
+        ("all(mean(loss) < 2)", 4, "mean(...) cannot stand inside of all(...)", None),
         # syntax
         ("", 0, "the filter is empty", "for example"),
         ("  \n ", 0, "the filter is empty", "for example"),

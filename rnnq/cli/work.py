@@ -321,5 +321,15 @@ class Display:
     def _lost(self, details: Mapping[str, Any]) -> None:
         self._ended(details, f"lost: {details['message']}")
 
+    def _inherited(self, details: Mapping[str, Any]) -> None:
+        claim = details["claim"]
+        self.line(f"run {claim.run} {claim.label}: starts from run {details['parent']} at step {details['step']:,}")
+
+    def _decided(self, details: Mapping[str, Any]) -> None:
+        n = len(details["runs"])
+        runs = f"{n} run{'s' if n != 1 else ''} of {details['stage']}"
+        what = f"{runs} may go on" if details["decision"] == "open" else f"{runs} skipped"
+        self.line(f"{what}: {details['reason']}")
+
     def _reaped(self, details: Mapping[str, Any]) -> None:
         self.line(f"run {details['run']}: taken back from {details['worker']}; {details['state']}")
