@@ -772,29 +772,27 @@ def count(engine: Engine, stage: str | None = None) -> tuple[int, int]:
 def has_open(engine: Engine, stage: str | None = None, without: Iterable[str] = ()) -> bool:
     """Whether anything in the scope is open: looks at one row, not at all of them.
 
-    A run behind a gate is, while something goes on anywhere that the gate may come to open by.
+    A run that waits is, while something goes on anywhere that may let it go on, or its time will come.
     """
     sql = """SELECT 1 FROM intakes JOIN stages ON stages.name = intakes.stage
              WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
              AND stages.name NOT IN {}
              AND EXISTS (SELECT 1 FROM runs WHERE runs.intake = intakes.id AND runs.stage = intakes.stage
-                         AND {}) LIMIT 1"""
-    goes_on = "(runs.state IN ('pending', 'running') OR (runs.state = 'waiting' AND runs.wake_at IS NOT NULL))"
+                         AND runs.state IN {}) LIMIT 1"""
+    anywhere = """SELECT 1 WHERE EXISTS (SELECT 1 FROM runs WHERE state = 'waiting' AND wake_at > 0)
+                  OR EXISTS (SELECT 1 FROM runs WHERE state = 'running' AND lease_until > 0)"""
     with db.reading(engine) as connection:
         skipped = db.words(connection).words("without")
 
-        def there_is(what: str, stage: str | None) -> bool:
+        def there_is(states: str, stage: str | None) -> bool:
             values = {"stage": stage, "without": _dump(list(without))}
-            return connection.execute(text(sql.format(skipped, what)), values).first() is not None
+            return connection.execute(text(sql.format(skipped, states)), values).first() is not None
 
-        if there_is(goes_on, stage):
+        if there_is("('pending', 'running')", stage):
             return True
-        return there_is("runs.state = 'waiting'", stage) and (there_is(goes_on, None) or _runs_somewhere(connection))
-
-
-def _runs_somewhere(connection: Connection) -> bool:
-    sql = "SELECT 1 FROM runs WHERE state = 'running' AND lease_until IS NOT NULL LIMIT 1"
-    return connection.execute(text(sql)).first() is not None
+        if not there_is("('waiting')", stage):
+            return False
+        return connection.execute(text(anywhere)).first() is not None or there_is("('pending')", None)
 
 
 # --------------------------------------------------------------------------------------------------------- gates

@@ -44,7 +44,8 @@ def init(
     if format is Format.json:
         output.as_json({"stages": [_row(item) for item in added]})
         return
-    output.rows(format, [_row(item) for item in added], ["stage", "added", "present"])
+    behind = ["waiting"] if any(item.waiting for item in added) else []
+    output.rows(format, [_row(item) for item in added], ["stage", "added", "present", *behind])
     if format is Format.table:
         _remarks(added, dry_run)
 
@@ -65,7 +66,7 @@ def _checked(check: Callable[[], list[NewStage]], problems: list[InputError]) ->
 
 
 def _row(item: Added) -> dict[str, Any]:
-    return {name: value for name, value in asdict(item).items() if name != "left" or value}
+    return {name: value for name, value in asdict(item).items() if name not in ("left", "waiting") or value}
 
 
 def _preview(db: str, stages: list[NewStage]) -> list[Added]:

@@ -99,6 +99,8 @@ def lines_of(path: Path, table: str) -> list[str]:
         [create] = connection.execute("SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?", (table,))
     head, _, rest = " ".join(create[0].split()).partition("(")
     inside, _, tail = rest.rpartition(")")
+    # a column that was added later says by itself what a table that was made whole says of it at its end
+    inside = re.sub(r"(\w+) (\w+) (REFERENCES \w+ \(\w+\))", r"\1 \2, FOREIGN KEY(\1) \3", inside)
     parts = re.split(r",(?![^(]*\))", inside.replace("()", ""))  # commas that stand in no parentheses
     return sorted([head.replace('"', "").strip(), tail.strip(), *(part.strip() for part in parts)])
 
