@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rnnq import definitions as sources
 from rnnq import families, sweep
 from rnnq.config import Config, check, field_types, fingerprint, group_key, metric_rows, to_json
+from rnnq.definitions import Definition
 from rnnq.errors import DataError, InputError, RnnqError
 from rnnq.queue import NewRun, NewStage, clean_text
-from rnnq.sweep import Definition, Stage
+from rnnq.sweep import Stage
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -73,7 +75,7 @@ def from_definitions(definitions: Sequence[Definition], defs: Path, progress: Pr
     made: list[NewStage] = []
     problems: list[str] = []
     for definition in definitions:
-        source = sweep.relative_source(definition.path, defs)
+        source = sources.relative_source(definition.path, defs)
         for stage in definition.stages:
             try:
                 with _blamed_on(definition, stage):
