@@ -143,7 +143,6 @@ def test_what_a_definition_prints_does_not_stand_among_the_data(tmp_path, capsys
 
 def test_paths_that_are_no_definition_are_refused(tmp_path):
     write(tmp_path, GOOD, "stage1.py")
-    write(tmp_path, "", "stage1.yaml")
     write(tmp_path, "", "stage1.txt")
 
     missing = refusal(tmp_path / "stage2.py")
@@ -154,7 +153,6 @@ def test_paths_that_are_no_definition_are_refused(tmp_path):
     assert "cannot be opened" in refusal(tmp_path / ("a" * 300 + ".py")).message
     assert "cannot be opened" in refusal(Path("a\0.py")).message
     assert "is not a file" in refusal(tmp_path).message
-    assert "YAML come later" in refusal(tmp_path / "stage1.yaml").message
     assert "is not a definition" in refusal(tmp_path / "stage1.txt").message
 
 
@@ -345,6 +343,14 @@ def test_a_recorded_source_that_has_changed_is_never_executed(tmp_path):
     assert "--rules" in caught.value.hint
     load(path)
     assert ran.exists()  # the proof that it would have shown
+
+
+def test_a_recorded_source_in_yaml_is_data_and_is_not_even_opened(tmp_path):
+    # a stranger's database must not have us read base configs from wherever it likes
+    write(tmp_path, "family: dynamics\nbase_config: ../elsewhere.yaml\nexperiments: [{name: a}]\n", "study.yaml")
+
+    with pytest.raises(InputError, match="is data: a definition in YAML holds neither a family nor a rule"):
+        load_source("study.yaml", "0" * 64, tmp_path)
 
 
 def test_a_recorded_source_that_is_gone_names_the_options_that_help(tmp_path):

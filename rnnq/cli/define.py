@@ -48,6 +48,8 @@ def init(
     output.rows(format, [_row(item) for item in added], ["stage", "added", "present"])
     if format is Format.table:
         _remarks(added, dry_run)
+        for line in [line for file in files for line in file.remarks]:
+            output.remark(line)
 
 
 def _checked(check: Callable[[], list[NewStage]], problems: list[InputError]) -> list[NewStage]:

@@ -1,4 +1,7 @@
-"""From a path to the stages of a definition, and from what a database names to a path that may be opened."""
+"""From a path to the stages of a definition, and from what a database names to a path that may be opened.
+
+A .py is executed; a .yaml is data, holds no family and no rule, and is opened only when a user names it.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +9,36 @@ import hashlib
 import stat
 import sys
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from rnnq.definitions import python
 from rnnq.errors import InputError, nearest
 from rnnq.sweep import EXAMPLE, Stage
+
+if TYPE_CHECKING:
+    from rnnq.definitions.sweeps import Written
+
+YAML = (".yaml", ".yml")
+FORMS = "a definition is a .py or a .yaml file"
 
 # -------------------------------------------------------------------------------------------- definitions
 
 
 @dataclass(frozen=True, eq=False)
 class Definition:
-    """A definition file as it was executed."""
+    """A definition file as it was executed, or read."""
 
     path: Path
-    sha256: str  # of the very bytes that were executed
+    sha256: str  # of the very bytes that were
     stages: tuple[Stage, ...]  # those with runs of their own, in the order of the file
     declared: tuple[Stage, ...]  # also those that are only the `next=` of another
-    module: ModuleType
+    module: ModuleType | None = None  # None: it is in YAML
+    written: Mapping[str, Sequence[Written]] = field(default_factory=dict)  # stage -> its runs as YAML has them
+    remarks: tuple[str, ...] = ()  # what its author should know
 
     def rule(self, stage_name: str) -> Stage | None:
         """The stage of that name, also where it is only the `next=` of another; None when there is none."""
@@ -34,27 +46,30 @@ class Definition:
 
 
 def load(path: str | Path) -> Definition:
-    """Execute a definition file and find its stages. Raises InputError with everything that is wrong with it."""
+    """Execute or read a definition file and find its stages. Raises InputError with everything that is wrong."""
     path = Path(path)
-    return _definition(path, _read(path))
+    content = _read(path)
+    return _of_yaml(path, content) if path.suffix in YAML else _definition(path, content)
 
 
 def _read(path: Path) -> bytes:
     try:
         is_file = stat.S_ISREG(path.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError) as error:
-        beside = sorted(file.name for file in path.parent.glob("*.py"))
+        beside = sorted(file.name for end in (".py", *YAML) for file in path.parent.glob(f"*{end}"))
         raise InputError(f"{path} does not exist", nearest(path.name, beside) if beside else None) from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be opened: {error}") from error
     if not is_file:
-        raise InputError(f"{path} is not a file", "a definition is a .py file")
-    if path.suffix in (".yaml", ".yml"):
-        raise InputError(f"{path}: definitions in YAML come later", "a definition is a .py file for now")
-    if path.suffix != ".py":
-        raise InputError(f"{path} is not a definition", "a definition is a .py file")
+        raise InputError(f"{path} is not a file", FORMS)
+    if path.suffix not in (".py", *YAML):
+        raise InputError(f"{path} is not a definition", FORMS)
     try:
-        return path.read_bytes()
+        if path.suffix == ".py":
+            return path.read_bytes()
+        from rnnq.definitions import yaml  # 0.02 s that only YAML is worth
+
+        return yaml.bytes_of(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -69,6 +84,15 @@ def _definition(path: Path, content: bytes) -> Definition:
         raise InputError(problems, f"a definition has at least one stage, for example: {EXAMPLE}")
     stages = tuple(stage for stage in declared if stage.sweep is not None)
     return Definition(path, hashlib.sha256(content).hexdigest(), stages, tuple(declared), module)
+
+
+def _of_yaml(path: Path, content: bytes) -> Definition:
+    from rnnq.definitions import sweeps
+
+    found = sweeps.parse(path, content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    written = {found.stage.name: found.written}
+    return Definition(path, sha256, (found.stage,), (found.stage,), written=written, remarks=found.remarks)
 
 
 def _declared(module: ModuleType) -> list[Stage]:
@@ -142,8 +166,13 @@ def resolve_source(source: str, defs_dir: str | Path) -> Path:
 
 
 def load_source(source: str, sha256: str, defs_dir: str | Path) -> Definition:
-    """The definition that a database names; it is executed only if its hash is the recorded one."""
+    """The definition that a database names; it is executed only if its hash is the recorded one.
+
+    One in YAML holds no code, so nothing of it is ever needed: a database that asks for it is refused.
+    """
     path = resolve_source(source, defs_dir)
+    if path.suffix in YAML:
+        raise InputError(f"{path} is data: a definition in YAML holds neither a family nor a rule", _source_hint())
     try:
         content = _read(path)
     except InputError as error:
