@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text
 
-from rnnq import db, runs, sweep
+from rnnq import db, definitions, runs
 from rnnq.errors import InputError
 from rnnq.query import STATES
 
@@ -132,7 +132,7 @@ def _source_state(source: str | None, sha256: str | None, defs: Path, hashes: di
 
 def _hash(source: str, defs: Path) -> str | None:
     try:
-        path = sweep.resolve_source(source, defs)
+        path = definitions.resolve_source(source, defs)
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
     except (InputError, OSError):
         return None

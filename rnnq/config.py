@@ -114,10 +114,18 @@ def start_key(start_from: Mapping[str, Any] | None) -> str | None:
 
 def check(model: type[Config], values: Mapping[str, Any]) -> tuple[Config | None, list[str]]:
     """A config from plain values, or a sentence for each thing that is wrong with them."""
+    config, problems = check_places(model, values)
+    return config, [sentence for _, sentence in problems]
+
+
+def check_places(
+    model: type[Config], values: Mapping[str, Any]
+) -> tuple[Config | None, list[tuple[tuple[object, ...], str]]]:
+    """As `check`; before each sentence the keys that lead to what is wrong, none where it is the whole."""
     try:
         return _validated(model, {name: _plain(value) for name, value in values.items()}), []
     except ValidationError as error:
-        return None, [_sentence(model, item) for item in error.errors(include_url=False)]
+        return None, [(tuple(item["loc"]), _sentence(model, item)) for item in error.errors(include_url=False)]
 
 
 def parse(model: type[Config], values: Mapping[str, Any]) -> Config:

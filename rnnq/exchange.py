@@ -17,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import Engine
 
-from rnnq import config, families, plan, queue, runs, sweep
+from rnnq import config, definitions, families, plan, queue, runs, sweep
 from rnnq.config import Config
 from rnnq.errors import InputError, RnnqError, nearest
 from rnnq.plan import Entry, Origin
@@ -567,14 +567,14 @@ def _origin(request: Request) -> Origin:
         file, _, name = request.family.rpartition(":")
     if not file.endswith(".py"):
         return Origin(request.family, families.find_config(request.family), False, False, None, None)
-    definition = sweep.load(file)
+    definition = definitions.load(file)
     own = sorted({families.name_of(stage.family) for stage in definition.stages if not isinstance(stage.family, str)})
     if name not in own:
         hint = f"--family {file}:{own[0]}" if own else "a family is one of its own where a stage of the file uses it"
         raise InputError(f"{file} has no family {name!r}; its own: {', '.join(own) or 'none'}", hint)
     rule = definition.rule(request.stage)
     has_rule = rule is not None and (rule.refine is not None or rule.next is not None)
-    source = sweep.relative_source(definition.path, request.defs)
+    source = definitions.relative_source(definition.path, request.defs)
     model = families.find_config(name, definition)
     return Origin(name, model, True, has_rule, source, definition.sha256)
 

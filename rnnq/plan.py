@@ -8,13 +8,28 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from rnnq import definitions as sources
 from rnnq import families, gates, sweep
-from rnnq.config import Config, as_json, check, field_types, fingerprint, group_key, metric_rows, start_key, to_json
+from rnnq.config import (
+    Config,
+    as_json,
+    check_places,
+    field_types,
+    fingerprint,
+    group_key,
+    metric_rows,
+    start_key,
+    to_json,
+)
+from rnnq.definitions import Definition
 from rnnq.errors import DataError, InputError, RnnqError
 from rnnq.queue import NewRun, NewStage, clean_text
-from rnnq.sweep import Definition, Stage
+from rnnq.sweep import Stage
+
+if TYPE_CHECKING:
+    from rnnq.definitions.sweeps import Written
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -48,6 +63,7 @@ class Entry:
     start_from: Mapping[str, Any] | None = None  # the run whose weights it starts from
     behind: Stage | None = None  # the stage whose gate it waits behind
     priority: int = 0
+    written: Written | None = None  # as a YAML file has it: with a name, and places
 
 
 @dataclass
@@ -55,15 +71,17 @@ class Problems:
     """Everything that is wrong with a stage. A sentence that many entries share is said once."""
 
     stage: str
-    found: dict[str, list[int]] = field(default_factory=dict)  # sentence -> entries, counted from 1
+    found: dict[tuple[str, str], list[int]] = field(default_factory=dict)  # place, sentence -> entries, from 1
 
-    def add(self, sentence: str, entry: int) -> None:
-        """Note what is wrong with an entry."""
-        self.found.setdefault(sentence, []).append(entry)
+    def add(self, sentence: str, entry: int, written: Written | None = None, path: Sequence[object] = ()) -> None:
+        """Note what is wrong with an entry, of one from YAML also where the field that a path leads to stands."""
+        place = f"{written.place_of(path)}: " if written else ""
+        self.found.setdefault((place, sentence), []).append(entry)
 
     def lines(self, total: int) -> list[str]:
         """One line for each sentence."""
-        return [f"stage {self.stage}, {self._where(at, total)}: {sentence}" for sentence, at in self.found.items()]
+        found = self.found.items()
+        return [f"{place}stage {self.stage}, {self._where(at, total)}: {text}" for (place, text), at in found]
 
     @staticmethod
     def _where(entries: Sequence[int], total: int) -> str:
@@ -77,12 +95,12 @@ def from_definitions(definitions: Sequence[Definition], defs: Path, progress: Pr
     made: list[NewStage] = []
     problems: list[str] = []
     for definition in definitions:
-        source = sweep.relative_source(definition.path, defs)
+        source = sources.relative_source(definition.path, defs)
         for stage in definition.stages:
             try:
                 with _blamed_on(definition, stage):
                     origin = _origin(stage, source, definition.sha256)
-                    made.append(new_stage(stage.name, origin, _entries(stage), progress))
+                    made.append(new_stage(stage.name, origin, _entries(definition, stage), progress))
             except InputError as error:
                 hint = f" ({error.hint})" if error.hint else ""
                 problems += [*error.problems[:-1], error.problems[-1] + hint]
@@ -93,10 +111,14 @@ def from_definitions(definitions: Sequence[Definition], defs: Path, progress: Pr
     return made
 
 
-def _entries(stage: Stage) -> list[Entry]:
+def _entries(definition: Definition, stage: Stage) -> list[Entry]:
     start = stage.start_from.shown() if stage.start_from is not None else None
     behind = stage if stage.after or start is not None else None
-    return [Entry(v, start_from=start, behind=behind, priority=stage.priority) for v in stage.configs()]
+    written: Sequence[Written | None] = definition.written.get(stage.name) or [None] * len(stage.sweep or ())
+    return [
+        Entry(values, start_from=start, behind=behind, priority=stage.priority, written=one)
+        for values, one in zip(stage.configs(), written, strict=True)
+    ]
 
 
 @contextlib.contextmanager
@@ -131,13 +153,16 @@ def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Pro
     configs: dict[str, tuple[Config, Entry, list[tuple[int, str, str]]]] = {}
     firsts: dict[int, tuple[Config, Entry]] = {}  # by number: those that no entry before has the same config as
     for number, entry in enumerate(progress(entries), start=1):
-        config, sentences = check(origin.config, entry.values)
-        for sentence in sentences:
-            problems.add(sentence, number)
+        config, found = check_places(origin.config, entry.values)
+        for path, sentence in found:
+            problems.add(sentence, number, entry.written, path)
         if config is not None:
             key = fingerprint(origin.family, config, start_key(entry.start_from))
             if key not in configs:
                 configs[key], firsts[number] = (config, entry, []), (config, entry)
+            elif entry.written and (first := configs[key][1].written) and first.label != entry.written.label:
+                sentence = f"experiment {entry.written.label!r} has the same config as {first.label!r}"
+                problems.add(f"{sentence}: it would be trained once, under one name", number, entry.written)
             parents = configs[key][2]
             parents += [parent for parent in entry.parents if parent not in parents]
     data = _datasets(firsts, problems)
@@ -183,7 +208,7 @@ def _new_run(family: str, key: str, config: Config, entry: Entry, parents: tuple
     if not (budget is None or (isinstance(budget, int) and 0 <= budget < 2**63)):
         raise InputError(f"steps_total() of {type(config).__name__} gives {budget!r}: no number of steps, nor None")
     return NewRun(
-        label=clean_text(str(config.label())),
+        label=clean_text(entry.written.label if entry.written else str(config.label())),
         config=to_json(config),
         fingerprint=key,
         group_key=group_key(family, config, start_key(entry.start_from)),

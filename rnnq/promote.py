@@ -10,14 +10,15 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from rnnq import families, plan, ranking, retention, runs, sweep
+from rnnq import definitions, families, plan, ranking, retention, runs, sweep
 from rnnq.config import Config
+from rnnq.definitions import Definition
 from rnnq.errors import InputError
 from rnnq.query import OPEN
 from rnnq.queue import NewStage
 from rnnq.ranking import Ranked
 from rnnq.runs import StageInfo
-from rnnq.sweep import Definition, Stage
+from rnnq.sweep import Stage
 
 Row = dict[str, Any]
 
@@ -105,7 +106,7 @@ def _definition(info: StageInfo, request: Request) -> Definition | None:
     if info.source is None or info.source_sha256 is None:
         return None
     if info.family_in_source or (info.has_rule and request.rules is None):
-        return sweep.load_source(info.source, info.source_sha256, request.defs)
+        return definitions.load_source(info.source, info.source_sha256, request.defs)
     return None
 
 
@@ -113,7 +114,7 @@ def _rule(definition: Definition | None, stage: str, request: Request) -> Stage 
     """What grows the winners: the rule of `--rules`, else that of the definition. None: they stay as they are."""
     if request.rules is None:
         return definition.rule(stage) if definition else None
-    rules = sweep.load(request.rules)
+    rules = definitions.load(request.rules)
     own = rules.rule(stage)
     if own is not None:
         return own

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from sqlalchemy import Engine
 
-from rnnq import checkpoint, config, db, families, runs, stored, sweep, train
+from rnnq import checkpoint, config, db, definitions, families, runs, stored, train
 from rnnq.checkpoint import Owner, Saved
 from rnnq.errors import Damaged, InputError
 from rnnq.families.base import Family, Generator, State
@@ -105,7 +105,7 @@ def _family(engine: Engine, row: Row, defs: Path) -> Family:
     info = runs.stage_info(engine, row["stage"])
     definition = None
     if info.family_in_source and info.source is not None and info.source_sha256 is not None:
-        definition = sweep.load_source(info.source, info.source_sha256, defs)
+        definition = definitions.load_source(info.source, info.source_sha256, defs)
     family = families.find(row["family"], definition)
     if isinstance(family, Generator):
         raise InputError(

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Engine, text
 
-from rnnq import config, db, families, logs, plan, query, queue, runs, stored, sweep
+from rnnq import config, db, definitions, families, logs, plan, query, queue, runs, stored, sweep
 from rnnq.errors import InputError, nearest
 from rnnq.query import OPEN
 from rnnq.runs import StageInfo
@@ -138,7 +138,7 @@ def _model(info: StageInfo, defs: Path) -> type[config.Config]:
     """The config class of a stage. Raises InputError when its definition file is not there as it was."""
     definition = None
     if info.family_in_source and info.source and info.source_sha256:
-        definition = sweep.load_source(info.source, info.source_sha256, defs)
+        definition = definitions.load_source(info.source, info.source_sha256, defs)
     return families.find_config(info.family, definition)
 
 

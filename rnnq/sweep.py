@@ -1,8 +1,8 @@
-"""Axes become configs, and a definition file becomes stages.
+"""Axes become configs, and configs a stage. Pure: no file is read here.
 
 A *sweep* is many configs as plain dicts, in a stated order; a *stage* gives it a name, a family, the fields that
-all configs share, and a rule for what `promote` makes of a winner. `load` executes a definition and finds its
-stages. No field is checked here: what a config may hold is the family's to say, and the database is not known.
+all configs share, and a rule for what `promote` makes of a winner. Definition files are read in rnnq/definitions.
+No field is checked here: what a config may hold is the family's to say, and the database is not known.
 
     grid(lr=[1e-3, 1e-4], n_layers=[1, 2]).where(lambda c: c["n_layers"] == 1 or c["lr"] < 1e-3).seeds(3)
 """
@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-import hashlib
-import importlib.util
 import itertools
 import re
-import stat
-import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PureWindowsPath
-from types import ModuleType, TracebackType
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from rnnq import retention
@@ -30,7 +26,6 @@ from rnnq.errors import InputError, nearest, text_of
 
 __all__ = [
     "Best",
-    "Definition",
     "Runs",
     "Stage",
     "Sweep",
@@ -38,11 +33,7 @@ __all__ = [
     "configs",
     "grid",
     "last",
-    "load",
-    "load_source",
     "refined",
-    "relative_source",
-    "resolve_source",
     "runs_of",
     "stage",
     "union",
@@ -254,7 +245,7 @@ def _no_field(function: Any, config: Mapping[str, Any], error: _NoField, more: s
 
 def _failure(function: Any, config: Mapping[str, Any], error: Exception) -> InputError:
     trace = error.__traceback__.tb_next if error.__traceback__ else None  # without our own call
-    return InputError(f"{_called(function)} fails on {_listed(config)}: {last_line(error)}", _trace(error, trace))
+    return InputError(f"{_called(function)} fails on {_listed(config)}: {last_line(error)}", whole_trace(error, trace))
 
 
 def _called(function: Any) -> str:
@@ -281,7 +272,8 @@ def last_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _trace(error: BaseException, since: TracebackType | None) -> str:
+def whole_trace(error: BaseException, since: TracebackType | None) -> str:
+    """The trace of an error from a frame on, as a hint has it."""
     return "the whole trace:\n" + "".join(traceback.format_exception(type(error), error, since)).rstrip()
 
 
@@ -552,233 +544,3 @@ def _items(made: Any) -> Iterable[Any]:
     if made is None:
         return ()
     return [made] if isinstance(made, (Mapping, str)) or not isinstance(made, Iterable) else made
-
-
-# -------------------------------------------------------------------------------------------- definitions
-
-
-@dataclass(frozen=True, eq=False)
-class Definition:
-    """A definition file as it was executed."""
-
-    path: Path
-    sha256: str  # of the very bytes that were executed
-    stages: tuple[Stage, ...]  # those with runs of their own, in the order of the file
-    module: ModuleType
-
-    def rule(self, stage_name: str) -> Stage | None:
-        """The stage of that name, also where it is only the `next=` of another; None when there is none."""
-        return next((stage for stage in _reachable(_declared(self.module)) if stage.name == stage_name), None)
-
-
-def load(path: str | Path) -> Definition:
-    """Execute a definition file and find its stages. Raises InputError with everything that is wrong with it."""
-    path = Path(path)
-    return _definition(path, _read(path))
-
-
-def _read(path: Path) -> bytes:
-    try:
-        is_file = stat.S_ISREG(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        beside = sorted(file.name for file in path.parent.glob("*.py"))
-        raise InputError(f"{path} does not exist", nearest(path.name, beside) if beside else None) from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be opened: {error}") from error
-    if not is_file:
-        raise InputError(f"{path} is not a file", "a definition is a .py file")
-    if path.suffix in (".yaml", ".yml"):
-        raise InputError(f"{path}: definitions in YAML come later", "a definition is a .py file for now")
-    if path.suffix != ".py":
-        raise InputError(f"{path} is not a definition", "a definition is a .py file")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _definition(path: Path, content: bytes) -> Definition:
-    """What `content`, the bytes of `path`, defines. They are read once, so that the hash is of what was executed."""
-    module = _execute(path, content)
-    problems = [f"{path}: {problem}" for problem in _problems(_declared(module))]
-    if problems:
-        sys.modules.pop(module.__name__, None)
-        raise InputError(problems, f"a definition has at least one stage, for example: {EXAMPLE}")
-    stages = tuple(stage for stage in _declared(module) if stage.sweep is not None)
-    return Definition(path, hashlib.sha256(content).hexdigest(), stages, module)
-
-
-def _declared(module: ModuleType) -> list[Stage]:
-    """The stages of a module's namespace in order, each once however many names it has."""
-    return list({id(value): value for value in vars(module).values() if isinstance(value, Stage)}.values())
-
-
-def _reachable(stages: Iterable[Stage]) -> list[Stage]:
-    """The stages and those that follow them through `next=`, each once."""
-    found: dict[int, Stage] = {}
-    for first in stages:
-        here: str | Stage | None = first
-        while isinstance(here, Stage) and id(here) not in found:
-            found[id(here)] = here
-            here = here.next
-    return list(found.values())
-
-
-def _problems(declared: list[Stage]) -> list[str]:
-    if not declared:
-        return ["lacks `stage`: no name in it holds a stage"]
-    reachable = _reachable(declared)
-    follows = [stage.next for stage in reachable if stage.next is not None]
-    names = Counter(stage.name for stage in reachable)
-    problems = [f"{count} stages are named {name}" for name, count in names.items() if count > 1]
-    for stage in reachable:
-        is_next = any(other is stage or other == stage.name for other in follows)
-        problems += [f"stage {stage.name} {problem}" for problem in _stage_problems(stage, is_next)]
-        if stage.sweep is not None and all(stage is not other for other in declared):
-            problems.append(f"stage {stage.name} is only the next= of another, and its sweep would never be used")
-    if not any(stage.sweep is not None for stage in declared) and not problems:
-        problems.append("no stage has a sweep")
-    return problems
-
-
-def _stage_problems(stage: Stage, is_next: bool) -> list[str]:
-    if stage.sweep is None:
-        if not is_next:
-            return ["lacks its family and its sweep" if stage.family is None else "lacks its sweep"]
-        return ["has base= but no sweep that it could apply to"] if stage.base else []
-    problems = ["lacks its family"] if stage.family is None else []
-    return problems + (["is empty: its sweep has no configs"] if len(stage.sweep) == 0 else [])
-
-
-# --------------------------------------------------------------------------------------- executing a file
-
-_counter = itertools.count(1)
-_helpers: dict[str, Path] = {}  # modules that a definition imported from beside itself, and the folder of each
-
-
-def _execute(path: Path, content: bytes) -> ModuleType:
-    """Run the bytes of a definition as a fresh module."""
-    real = path.resolve()
-    name = f"rnnq_definition_{next(_counter)}_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}"
-    code = _compiled(path, real, content)
-    spec = importlib.util.spec_from_file_location(name, real)
-    if spec is None:
-        raise InputError(f"{path} is not a definition", "a definition is a .py file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # while it runs too: dataclasses and pydantic look their module up
-    try:
-        # what a definition prints must not stand between the rows of --format json
-        with _importable(real.parent), contextlib.redirect_stdout(sys.stderr):
-            exec(code, module.__dict__)
-    except BaseException as error:
-        sys.modules.pop(name, None)
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        raise _raised(path, real, error) from error
-    return module
-
-
-def _compiled(path: Path, real: Path, content: bytes) -> Any:
-    try:
-        # dont_inherit: the __future__ imports of this module are not the definition's
-        return compile(content, str(real), "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", None)
-        text = getattr(error, "msg", None) or str(error)
-        shown = "".join(traceback.format_exception_only(error)).rstrip()
-        raise InputError(f"{path}:{line or 1}: {type(error).__name__}: {text}", shown) from error
-
-
-def _raised(path: Path, real: Path, error: BaseException) -> InputError:
-    """The error of a definition that raised: the line of the file that led to it, and the trace from there on."""
-    trace = error.__traceback__
-    while trace and trace.tb_frame.f_code.co_filename != str(real):
-        trace = trace.tb_next
-    lines = [line for frame, line in traceback.walk_tb(trace) if frame.f_code.co_filename == str(real)]
-    place = f"{path}:{lines[-1]}" if lines else str(path)
-    if isinstance(error, InputError):
-        return InputError([f"{place}: {problem}" for problem in error.problems], error.hint)
-    return InputError(f"{place}: {last_line(error)}", _trace(error, trace))
-
-
-@contextlib.contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """Let a definition import what lies beside it, and leave no trace in sys.path nor in the folder."""
-    _forget_helpers(folder)
-    path, writes_nothing, known = sys.path[:], sys.dont_write_bytecode, set(sys.modules)
-    sys.path_importer_cache.pop(str(folder), None)  # it may list the folder as it was a moment ago
-    sys.path.insert(0, str(folder))
-    sys.dont_write_bytecode = True
-    try:
-        yield
-    finally:
-        sys.path[:] = path
-        sys.dont_write_bytecode = writes_nothing
-        if str(folder) not in path:
-            fresh = [name for name in sys.modules if name not in known and "." not in name]
-            _helpers.update({name: folder for name in fresh if _lies_in(sys.modules[name], folder)})
-
-
-def _forget_helpers(folder: Path) -> None:
-    """Drop the helpers of other folders: two studies may each have a `common.py`, and must not share one."""
-    old = {name for name, home in _helpers.items() if home != folder}
-    for name in [name for name in sys.modules if name.partition(".")[0] in old]:
-        del sys.modules[name]
-    for name in old:
-        del _helpers[name]
-
-
-def _lies_in(module: Any, folder: Path) -> bool:
-    places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
-    return any(place is not None and Path(place).parent == folder for place in places)
-
-
-# ---------------------------------------------------------------------------- definitions that a row names
-
-
-def relative_source(path: str | Path, defs_dir: str | Path) -> str:
-    """How a database names a definition: its path below the definitions' folder, else just the file's name."""
-    real, home = Path(path).resolve(), Path(defs_dir).resolve()
-    return real.relative_to(home).as_posix() if real.is_relative_to(home) else Path(path).name
-
-
-def resolve_source(source: str, defs_dir: str | Path) -> Path:
-    """The file that a database names, which must lie below the definitions' folder.
-
-    A database may come from anywhere: absolute paths, `..` and links that lead out of the folder are refused.
-    """
-    # Windows' reading is the stricter one: it knows both separators, drives, and a leading slash
-    asked = PureWindowsPath(source)
-    if not asked.parts or asked.anchor or ".." in asked.parts or "\0" in source:
-        raise InputError(f"{source!r} cannot be a definition: only a path below {defs_dir} is opened", _source_hint())
-    path = Path(defs_dir) / source
-    try:
-        inside = path.resolve().is_relative_to(Path(defs_dir).resolve())
-    except (OSError, RuntimeError):  # a link that leads to itself
-        inside = False
-    if not inside:
-        raise InputError(f"{path} does not lead to a place below {defs_dir}, and is not opened", _source_hint())
-    return path
-
-
-def load_source(source: str, sha256: str, defs_dir: str | Path) -> Definition:
-    """The definition that a database names; it is executed only if its hash is the recorded one."""
-    path = resolve_source(source, defs_dir)
-    try:
-        content = _read(path)
-    except InputError as error:
-        raise InputError(error.problems, _source_hint()) from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise InputError(
-            f"{path} has changed since the stage was made: its sha256 is {found[:12]}, recorded is {sha256[:12]}",
-            _source_hint(),
-        )
-    return _definition(path, content)
-
-
-def _source_hint() -> str:
-    return (
-        "`rnnq init` again accepts the file as it is now; `--defs DIR` names the folder that has it as it was; "
-        "`promote --rules DEF` takes another file's rule"
-    )

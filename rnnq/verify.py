@@ -25,7 +25,7 @@ import torch
 from sqlalchemy import Engine
 from torch import Tensor
 
-from rnnq import checkpoint, config, families, runs, sweep, train
+from rnnq import checkpoint, config, definitions, families, runs, sweep, train
 from rnnq.checkpoint import Owner
 from rnnq.config import Config
 from rnnq.errors import InputError, RnnqError, nearest
@@ -107,7 +107,7 @@ def of_run(engine: Engine, run: int, defs: Path) -> Subject:
 
     def find() -> Family | Generator:
         source, sha256 = place
-        definition = sweep.load_source(source, sha256, defs) if source and sha256 else None
+        definition = definitions.load_source(source, sha256, defs) if source and sha256 else None
         return families.find(row["family"], definition)
 
     made = config.parse(find().Config, row["config"])
@@ -121,7 +121,7 @@ def of_run(engine: Engine, run: int, defs: Path) -> Subject:
 
 def of_definition(path: Path, stage: str | None) -> list[Subject]:
     """The first config of each stage of a definition file, or of the one that is named. Raises InputError."""
-    definition = sweep.load(path)
+    definition = definitions.load(path)
     chosen = [one for one in definition.stages if stage in (None, one.name)]
     if not chosen:
         raise InputError(f"{path} has no stage {stage!r}", nearest(stage or "", [s.name for s in definition.stages]))
@@ -142,7 +142,7 @@ def _of_stage(path: Path, stage: sweep.Stage) -> Subject:
     name = families.name_of(stage.family) if in_source else str(stage.family)
 
     def find() -> Family | Generator:
-        return families.find(name, sweep.load(path) if in_source else None)
+        return families.find(name, definitions.load(path) if in_source else None)
 
     kind = families.config_of(stage.family) if in_source else families.find_config(name)
     made = config.parse(kind, next(stage.configs()))

@@ -33,7 +33,7 @@ import torch
 from sqlalchemy import Engine
 
 import rnnq
-from rnnq import checkpoint, config, db, families, host, logs, pack, processes, queue, sweep, train
+from rnnq import checkpoint, config, db, definitions, families, host, logs, pack, processes, queue, train
 from rnnq.checkpoint import Owner, Saved
 from rnnq.desk import AWAY, Desks, RunDesk
 from rnnq.errors import (
@@ -141,7 +141,7 @@ class Worker:
         self.delay = host.seconds_from_environment("RNNQ_RETRY_S", queue.DELAY)
         self.stall = host.seconds_from_environment("RNNQ_STALL_S", STALL)
         self.quick: list[tuple[Claim, str, str]] = []  # runs that failed at once, in a row: why, and at which place
-        self._definitions: dict[tuple[str, str], sweep.Definition] = {}
+        self._definitions: dict[tuple[str, str], definitions.Definition] = {}
 
     def watch(self, event: str, details: Mapping[str, Any]) -> None:
         """Tell whoever watches. That a terminal or a pipe has gone must neither fail a run nor still the heart."""
@@ -571,7 +571,7 @@ class Worker:
         except InputError as error:
             raise _NotHere(error.problems, error.hint) from error
 
-    def _found(self, name: str, definition: sweep.Definition | None) -> Family | Generator:
+    def _found(self, name: str, definition: definitions.Definition | None) -> Family | Generator:
         found = families.find(name, definition)
         return train.compiled(found) if isinstance(found, Family) and self._compiles(found) else found
 
@@ -581,13 +581,13 @@ class Worker:
     def _numerics(self, family: Family | Generator) -> dict[str, Any]:
         return train.numerics(self.device, self._compiles(family))
 
-    def _definition(self, claim: Claim | queue.Ahead) -> sweep.Definition | None:
+    def _definition(self, claim: Claim | queue.Ahead) -> definitions.Definition | None:
         """The definition file that holds the run's family, opened while its hash matches. Raises InputError."""
         if claim.source is None or claim.source_sha256 is None:
             return None
         key = (claim.source, claim.source_sha256)
         if key not in self._definitions:
-            self._definitions[key] = sweep.load_source(*key, self.defs)
+            self._definitions[key] = definitions.load_source(*key, self.defs)
         return self._definitions[key]
 
     def _restore(self, claim: Claim, desk: RunDesk, family: Family | Generator) -> Mapping[str, Any] | None:

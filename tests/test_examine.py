@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import Engine
 
 from rnnq import cli as command_line
-from rnnq import examine, families, plan, queue, sweep
+from rnnq import definitions, examine, families, plan, queue
 from rnnq.errors import InputError
 from rnnq.figures import canvas, regression
 from rnnq.figures.canvas import Scale
@@ -324,7 +324,7 @@ def define(engine: Engine, tmp_path: Path, seeds: int = 1) -> None:
     (tmp_path / "defs").mkdir()
     path = tmp_path / "defs" / "toys.py"
     path.write_text(DEFINITION.replace("SEEDS", str(seeds)))
-    queue.init(engine, plan.from_definitions([sweep.load(path)], tmp_path / "defs"))
+    queue.init(engine, plan.from_definitions([definitions.load(path)], tmp_path / "defs"))
 
 
 def test_a_stage_is_examined_from_the_command_line(study: Engine, cli: Cli, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import pyarrow.parquet
 import pytest
 from sqlalchemy import Engine, text
 
-from rnnq import db, examine, exchange, queue, runs, study, sweep
+from rnnq import db, definitions, examine, exchange, queue, runs, study
 from rnnq.errors import InputError, RnnqError
 from tests.conftest import ROOT, Cli, claim_one, new_stage
 from tests.processes import Study
@@ -284,7 +284,7 @@ def here(tmp_path: Path) -> Iterator[Study]:
 @pytest.fixture
 def results(tmp_path: Path) -> list[dict[str, Any]]:
     """results.csv: the 432 configs of the published study with losses, as somebody's spreadsheet has them."""
-    [stage] = sweep.load(ROOT / "defs" / "stage1.py").stages
+    [stage] = definitions.load(ROOT / "defs" / "stage1.py").stages
     chance = random.Random(5)
     table = []
     for config in stage.configs():

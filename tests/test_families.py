@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import rnnq
-from rnnq import families, sweep
+from rnnq import definitions, families
 from rnnq.errors import InputError
 from rnnq.families.base import Family, Generator
 from rnnq.families.dynamics.config import DynamicsConfig
@@ -205,15 +205,15 @@ DEFINITION = """
 
 
 @pytest.fixture
-def definition(tmp_path: Path) -> sweep.Definition:
+def definition(tmp_path: Path) -> definitions.Definition:
     path = tmp_path / "study.py"
     path.write_text(textwrap.dedent(DEFINITION))
-    return sweep.load(path)
+    return definitions.load(path)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("parity", Generator), ("another name", Family), ("Nameless", Family)])
 def test_a_family_of_a_definition_file_is_found_by_the_name_that_it_is_stored_under(
-    definition: sweep.Definition, name: str, kind: type
+    definition: definitions.Definition, name: str, kind: type
 ) -> None:
     found = families.find(name, definition)
 
@@ -222,7 +222,7 @@ def test_a_family_of_a_definition_file_is_found_by_the_name_that_it_is_stored_un
     assert name in [families.name_of(stage.family) for stage in definition.stages if not isinstance(stage.family, str)]
 
 
-def test_a_family_that_is_no_longer_in_its_file_is_said(definition: sweep.Definition) -> None:
+def test_a_family_that_is_no_longer_in_its_file_is_said(definition: definitions.Definition) -> None:
     with pytest.raises(InputError, match="has no family parety"):
         families.find("parety", definition)
     with pytest.raises(InputError, match="has no family dynamics"):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from rnnq import db, doctor, garbage, logs, plan, promote, queue, runs, steer, sweep
+from rnnq import db, definitions, doctor, garbage, logs, plan, promote, queue, runs, steer
 from rnnq.errors import DatabaseError, InputError
 from rnnq.promote import Request
 from rnnq.steer import Choice
@@ -461,7 +461,7 @@ three = rnnq.stage("three", keep="last of top 5")
 stage = rnnq.stage("one", "dynamics", rnnq.grid(seed=[0]), keep="best", next=three, base=dict(
     corpus={str(tmp_path / "text")!r}, state_size=4, window=32, steps=20))
 """)
-    queue.init(engine, plan.from_definitions([sweep.load(tmp_path / "one.py")], tmp_path))
+    queue.init(engine, plan.from_definitions([definitions.load(tmp_path / "one.py")], tmp_path))
     finish(engine)
 
     def promoted(to: str | None = None, keep: str | None = None, seeds: int | None = None) -> str | None:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine
 
-from rnnq import db, plan, queue, sweep
+from rnnq import db, definitions, plan, queue
 from rnnq.config import fingerprint, group_key, parse
 from rnnq.errors import InputError
 from rnnq.families.dynamics.config import DynamicsConfig
@@ -44,7 +44,7 @@ def planned(tmp_path: Path) -> Planned:
         paths = [folder / f"d{number}.py" for number, _ in enumerate(texts, start=1)]
         for path, text in zip(paths, texts, strict=True):
             path.write_text(textwrap.dedent(text))
-        return plan.from_definitions([sweep.load(path) for path in paths], folder)
+        return plan.from_definitions([definitions.load(path) for path in paths], folder)
 
     return make
 
@@ -442,7 +442,7 @@ def test_any_definition_is_taken_or_refused_in_words_and_then_the_database_is_as
     before = everything(engine)
     streams = sys.stdout, sys.stderr
     try:
-        stages = plan.from_definitions([sweep.load(path)], path.parent)
+        stages = plan.from_definitions([definitions.load(path)], path.parent)
         queue.init(engine, stages)
     except InputError as error:
         assert error.problems

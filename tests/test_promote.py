@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, text
 
-from rnnq import db, plan, promote, queue, ranking, runs, sweep
+from rnnq import db, definitions, plan, promote, queue, ranking, runs, sweep
 from rnnq.errors import InputError
 from rnnq.promote import Request
 from tests.conftest import PROVENANCE, ROOT, Cli
@@ -43,7 +43,7 @@ def study(engine: Engine, folder: Path, source: str = STUDY) -> Path:
     defs = folder / "defs"
     defs.mkdir(exist_ok=True)
     (defs / "toy.py").write_text(textwrap.dedent(source))
-    queue.init(engine, plan.from_definitions([sweep.load(defs / "toy.py")], defs))
+    queue.init(engine, plan.from_definitions([definitions.load(defs / "toy.py")], defs))
     return defs
 
 
@@ -256,7 +256,7 @@ def test_a_stage_is_not_promoted_into_itself(engine: Engine, tmp_path: Path) -> 
 
 def parents_of_the_seed(random_source: random.Random) -> list[dict[str, object]]:
     """43 winners like those of the study: 22 of one layer, 13 of two, 8 of three, all with 256 states."""
-    definition = sweep.load(ROOT / "defs" / "stage1.py")
+    definition = definitions.load(ROOT / "defs" / "stage1.py")
     wide = [config for config in definition.stages[0].configs() if config["state_size"] == 256]
     chosen = []
     for layers, n in ((1, 22), (2, 13), (3, 8)):
@@ -267,7 +267,7 @@ def parents_of_the_seed(random_source: random.Random) -> list[dict[str, object]]
 @pytest.mark.parametrize("seed", range(3))
 def test_the_seeds_growth_makes_156_entries_of_43_parents(engine: Engine, seed: int) -> None:
     """A synthetic ranking of the 432 runs whose top tenth has 22 / 13 / 8 parents of 1 / 2 / 3 layers."""
-    definition = sweep.load(ROOT / "defs" / "stage1.py")
+    definition = definitions.load(ROOT / "defs" / "stage1.py")
     queue.init(engine, plan.from_definitions([definition], ROOT / "defs"))
     winners = parents_of_the_seed(random.Random(seed))
     rows = runs.find(engine, "stage1")

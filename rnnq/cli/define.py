@@ -29,12 +29,13 @@ def init(
     format: Rows = Format.table,
 ) -> None:
     """Add the runs of a study that are not there yet; again: 0 added. Makes the database if there is none."""
-    from rnnq import plan, sweep
+    from rnnq import definitions as sources
+    from rnnq import plan
 
     files, problems = [], []
     for path in definitions:
         try:
-            files.append(sweep.load(path))
+            files.append(sources.load(path))
         except InputError as error:
             problems.append(error)
     stages = _checked(
@@ -48,6 +49,8 @@ def init(
     output.rows(format, [_row(item) for item in added], ["stage", "added", "present", *behind])
     if format is Format.table:
         _remarks(added, dry_run)
+        for line in [line for file in files for line in file.remarks]:
+            output.remark(line)
 
 
 def _checked(check: Callable[[], list[NewStage]], problems: list[InputError]) -> list[NewStage]:

@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from rnnq.config import Config
+from rnnq.definitions import Definition
 from rnnq.errors import InputError, nearest
 from rnnq.families.base import Family, Generator
-from rnnq.sweep import Definition
 
 # name -> (config, family): the same two names that an entry point gives by its object and its Config
 BUILTIN = {
