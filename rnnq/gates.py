@@ -77,6 +77,30 @@ class Look:
         return json.dumps({"reason": self.reason, "parents": list(self.seen)}, sort_keys=True, allow_nan=False)
 
 
+def ripe(connection: Connection, undecided: Mapping[int, Gate]) -> list[int]:
+    """Those of many gates that may be decided on now; each stage that they wait for is looked at once."""
+    stages = {parents.stage for gate in undecided.values() for parents in gate.after}
+    seeds = {stage: _open_seeds(connection, stage) for stage in sorted(stages)}
+    return [
+        id
+        for id, gate in undecided.items()
+        if not any(_may_be_open(connection, parents, seeds[parents.stage]) for parents in gate.after)
+    ]
+
+
+def _open_seeds(connection: Connection, stage: str) -> set[int | None]:
+    """The seeds of the runs of a stage that have not ended."""
+    sql = """SELECT DISTINCT runs.seed FROM intakes JOIN runs ON runs.intake = intakes.id AND runs.stage = intakes.stage
+             WHERE intakes.stage = :stage AND intakes.complete AND runs.state IN ('waiting', 'pending', 'running')"""
+    return set(connection.execute(text(sql), {"stage": stage}).scalars())
+
+
+def _may_be_open(connection: Connection, parents: Parents, seeds: set[int | None]) -> bool:
+    if parents.where is not None and seeds:
+        return bool(_look_at(connection, parents)["open"])
+    return bool(seeds) if parents.seed is None else parents.seed in seeds
+
+
 def look(connection: Connection, gate: Gate) -> Look:
     """Evaluate a gate on the runs as they are. Raises InputError when its condition asks for what no stage has."""
     seen = [_look_at(connection, parents) for parents in gate.after]

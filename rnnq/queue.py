@@ -808,7 +808,7 @@ class Decided:
     runs: tuple[int, ...]
 
 
-_UNDECIDED = """SELECT gates.id FROM gates WHERE gates.decision IS NULL
+_UNDECIDED = """SELECT gates.id, gates.condition FROM gates WHERE gates.decision IS NULL
                 AND EXISTS (SELECT 1 FROM intakes WHERE intakes.stage = gates.stage AND intakes.complete)
                 AND EXISTS (SELECT 1 FROM runs WHERE runs.gate = gates.id) ORDER BY gates.id"""
 
@@ -820,16 +820,16 @@ def decide(engine: Engine) -> list[Decided]:
     look at one index.
     """
     with db.reading(engine) as connection:
-        if not connection.execute(text(f"SELECT EXISTS ({_UNDECIDED})")).scalar():
-            return []
-        ready = _ready(connection)
+        ready = _ripe(connection)
     return _decide(engine) if ready else []
 
 
-def _ready(connection: Connection) -> bool:
-    """Whether a gate could be decided on now: readers are many, and the lock is for writers."""
-    found = connection.execute(text(_UNDECIDED)).scalars().all()
-    return any(_look(connection, gate)[2].decision is not None for gate in found)
+def _ripe(connection: Connection, lock: str = "") -> list[int]:
+    """The gates that can be decided on now. Locked, they are ours from here on: of two that end the last parents, the
+    second sees what the first did.
+    """
+    rows = connection.execute(text(_UNDECIDED + lock)).all()
+    return gates.ripe(connection, {row.id: gates.of_json(row.condition) for row in rows})
 
 
 def _look(connection: Connection, gate: int) -> tuple[str, gates.Gate, gates.Look]:
@@ -846,15 +846,11 @@ def _decide(engine: Engine) -> list[Decided]:
     made: list[Decided] = []
     with db.transaction(engine) as connection:
         while True:
-            round_ = [decided for gate in _lock_gates(connection) if (decided := _decide_on(connection, gate))]
+            ripe = _ripe(connection, db.words(connection).locked)
+            round_ = [decided for gate in ripe if (decided := _decide_on(connection, gate))]
             if not round_:
                 return made
             made += round_
-
-
-def _lock_gates(connection: Connection) -> list[int]:
-    """The undecided gates, ours from here on: of two that end the last parents, the second sees what the first did."""
-    return list(connection.execute(text(f"{_UNDECIDED}{db.words(connection).locked}")).scalars())
 
 
 def _decide_on(connection: Connection, gate: int) -> Decided | None:

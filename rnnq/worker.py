@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import random
 import re
@@ -135,6 +136,7 @@ class Worker:
         self.planner = pack.Planner(pack_size, device, _Findings(engine), self._say) if pack_size != 1 else None
         self._trials: dict[_Kind, pack.Trial | None] = {}
         self.ahead: queue.Ahead | None = None  # what would have been claimed at the last look
+        self.decided_at = -math.inf  # when this worker last looked at the gates
         self.short: set[int] = set()  # runs of packs for which memory was out
         self.waits = False  # for the database, with a write that training cannot go on without
         self._looked = time.monotonic()
@@ -208,7 +210,8 @@ class Worker:
     def _claim(self, most: int) -> list[Claim]:
         """As many runs of one shape as are known to train well together; else one."""
         self._reaped(self.pulse.reap())
-        self._decide()
+        if time.monotonic() - self.decided_at > IDLE:
+            self._decide()
         self.ahead = queue.ahead(self.engine, self.scope.stage, self.unfit) if self.planner and most > 1 else None
         trial = self._trial(self.ahead) if self.ahead else None
         size = 1
@@ -219,6 +222,7 @@ class Worker:
 
     def _decide(self) -> bool:
         """Open or shut the gates whose runs have all ended; whether there were any."""
+        self.decided_at = time.monotonic()
         found = queue.decide(self.engine)
         for decided in found:
             self.watch("decided", vars(decided))

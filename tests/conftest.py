@@ -42,7 +42,13 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
-BOTH = ("test_queue", "test_query", "test_frame", "test_promote")  # modules whose tests run on both databases
+BOTH = (
+    "test_queue",
+    "test_query",
+    "test_frame",
+    "test_promote",
+    "test_gates",
+)  # modules whose tests run on both databases
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
