@@ -582,7 +582,7 @@ def test_workers_start_runs_from_the_weights_that_their_stage_names(tmp_path: Pa
         ]
         [wide] = study.rows("SELECT state, message FROM runs WHERE stage = 'wide'")
         assert wide["state"] == "failed"
-        assert "module.weight is of shape [1, 4] here and of shape [1, 3] in run" in wide["message"]
+        assert "weight is of shape [1, 4] here and of shape [1, 3] in run" in wide["message"]
 
 
 def test_a_parent_whose_file_is_gone_fails_its_child_and_nothing_else(tmp_path: Path) -> None:
