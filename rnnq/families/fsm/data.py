@@ -10,6 +10,7 @@ The cache folder of the data has a folder for each set of data, named by a hash 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -44,6 +45,7 @@ EOS, QUERY, PAD = 18, 19, 20
 SPLITS = ("train", "val", "test")
 
 _FORMAT = 1  # of the cache: raised when its files, or what `disjoint` draws, change
+_LEFT_OVER = 86_400.0  # seconds after which nobody is still writing to what is called .part
 _TOLD_AFTER = 2.0  # seconds; then whoever waits is told, and every 10 s from then on
 
 
@@ -319,7 +321,20 @@ def _made(config: Machines, folder: Path) -> Dataset:
         _write(config, aside, arrays)
         return _settled(config, aside, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
+        for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+            with contextlib.suppress(FileNotFoundError):  # or another has removed it
+                if left.stat().st_mtime < time.time() - _LEFT_OVER:
+                    _remove(left)
+
+
+def _remove(path: Path) -> None:
+    """A folder or a file, if it is there. What cannot be removed stays: it is in nobody's way."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _settled(config: Machines, aside: Path, folder: Path) -> Dataset:
@@ -339,7 +354,7 @@ def _settled(config: Machines, aside: Path, folder: Path) -> Dataset:
             folder.rename(damaged)
         except FileNotFoundError:
             continue
-        shutil.rmtree(damaged, ignore_errors=True)
+        _remove(damaged)
     raise OSError("what is written there does not come back as it was")
 
 
