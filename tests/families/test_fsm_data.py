@@ -431,6 +431,17 @@ def test_sequences_beyond_the_limit_are_refused_with_the_numbers(shared: Any) ->
     assert Machines().longest_possible() == 777  # more than the 765 that occur
 
 
+def test_the_longest_sequence_is_that_of_the_longest_demonstrations() -> None:
+    config = Machines(states=4, demos=2, n_train=20, n_val=10, n_test=10, demo_length=50, query_length=50)
+    made = data.load(config)
+    found = [
+        split.batch(np.arange(len(split)), np.tile(picks, (len(split), 1))).lengths.max()
+        for split in (made.train, made.val, made.test)
+        for picks in itertools.permutations(range(4), 2)
+    ]
+    assert data.max_length(config) == max(found) < config.longest_possible()
+
+
 def test_data_that_no_disk_should_hold_are_refused() -> None:
     [said] = problems(states=8, actions=10, demo_length=10_000, n_train=1_000_000)
     assert "1,004,000 samples of 8 demonstrations of 10000 steps" in said
@@ -514,11 +525,12 @@ def damage_of(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("what", list(damage_of(Path())))
 def test_damaged_data_are_noticed_and_made_anew(what: str) -> None:
     made = data.load(Machines(**TINY))
-    expected = sequences(everything(made.train))
+    expected = [sequences(everything(split)) for split in (made.train, made.val, made.test)]
     damage_of(made.folder)[what]()
     forgotten()
     again = data.load(Machines(**TINY))
-    assert (again.sha256, sequences(everything(again.train))) == (made.sha256, expected)
+    assert again.sha256 == made.sha256
+    assert [sequences(everything(split)) for split in (again.train, again.val, again.test)] == expected
     assert [path.name for path in made.folder.parent.iterdir()] == [made.folder.name]  # nothing is left over
     stamp = (made.folder / "steps.npy").stat().st_mtime_ns
     forgotten()

@@ -53,7 +53,7 @@ def walk(tables: Bytes, order: Bytes, lengths: Ints, starts: Bytes, choices: Byt
         place = first[:count] + t
         code = codes[table[:count] + state[:count] * actions + choices[place]]
         steps[place] = code
-        state = (code & 7).astype(np.int64)
+        state = (code & (1 << SHIFT) - 1).astype(np.int64)
         tell(t / len(alive))
     return steps
 
