@@ -151,6 +151,10 @@ def test_many_machines_are_the_same_stream_as_few(monkeypatch: pytest.MonkeyPatc
     in_parts, order_in_parts = machines.stream_machines(1, 100, 5, 5, True, lambda done: None)
     assert np.array_equal(whole, in_parts)
     assert np.array_equal(order, order_in_parts)
+    config = Machines(n_train=20, n_val=10, n_test=10, data_split="stream")
+    together = data.build(config)["steps"]
+    monkeypatch.setattr(machines, "_TOGETHER", 3)
+    assert np.array_equal(data.build(config)["steps"], together)
     chance = random.Random(9)
     assert machines.Mersenne(9).below(5, 100).tolist() == [chance.randrange(5) for _ in range(100)]
 
