@@ -433,6 +433,7 @@ def test_sequences_beyond_the_limit_are_refused_with_the_numbers(shared: Any) ->
     assert "of the lengths that occur; the formula allows 185" in str(no.value)
     assert "max_seq_len=185" in str(no.value.hint)
     assert Machines().longest_possible() == 777  # more than the 765 that occur
+    assert Machines(length_variation=0.5).longest_possible() == 2 * 4 * 120 + 9
 
 
 def test_the_longest_sequence_is_that_of_the_longest_demonstrations() -> None:
