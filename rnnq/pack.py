@@ -123,6 +123,12 @@ class Planner:
 
     def find_out(self, trial: Trial, pending: int, workers: int) -> None:
         """Time sizes and certify the best, and those that it may shrink to. Raises what a broken device raises."""
+        try:
+            self._find_out(trial, pending, workers)
+        finally:
+            _give_back(self.device)
+
+    def _find_out(self, trial: Trial, pending: int, workers: int) -> None:
         known, share = self._recall(trial.shape), _share(pending, workers)
         if self.wanted is None and not any(size.rate is not None for size in known.values()):
             self._tried.add(trial.shape)
@@ -381,6 +387,12 @@ def _in_use(device: torch.device) -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0  # the system does not tell
+
+
+def _give_back(device: torch.device) -> None:
+    """To other workers on the GPU, what a trial took there and torch would keep for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _free(device: torch.device) -> int:
