@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test test-deps test-slow
+.PHONY: install demo test test-deps test-gpu test-slow
 
 install: .venv/.installed
 
@@ -21,6 +21,10 @@ test: install
 
 test-slow: install
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+# on a machine with a GPU; without one every test fails, as one that is skipped has shown nothing
+test-gpu: install
+	@RNNQ_NO_SKIP=1 $(BIN)/python -m pytest -m gpu $(ARGS)
 
 # What the tests need beyond Python. A PostgreSQL server comes with the packages of dev, where there is one to install.
 test-deps: install

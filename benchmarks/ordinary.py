@@ -101,12 +101,12 @@ def updates(module: nn.Module, loss: Callable[[], Tensor]) -> Step:
     return step
 
 
-def dynamics(seed: int, batch: int, state: int, gates: int = 0, window: int = 1000) -> Step:
-    """One update for each byte position; the state goes on, detached."""
-    module = Gated(state, bool(gates))
-    drawn = windows(batch, window, seed)
+def dynamics(seed: int, device: str, batch: int, state: int, gates: int = 0, window: int = 1000) -> Step:
+    """One update for each byte position; the state goes on, detached. A window is brought to the device at once."""
+    module = Gated(state, bool(gates)).to(device)
+    drawn = (window.to(device) for window in windows(batch, window, seed))
     pairs = ((at == 0, text[at], text[at + 1]) for text in drawn for at in range(window - 1))
-    h = torch.zeros(batch, state)
+    h = torch.zeros(batch, state, device=device)
 
     def loss() -> Tensor:
         nonlocal h
@@ -139,16 +139,17 @@ def tokens(length: int, batch: int) -> Tensor:
     return stream.as_strided((TOKENS // 2, length, batch), (1, 1, between))
 
 
-def plain(seed: int, batch: int, width: int, length: int, layers: int = 2) -> Step:
+def plain(seed: int, device: str, batch: int, width: int, length: int, layers: int = 2) -> Step:
     """The next token at each place of a sequence, with backpropagation through time."""
-    module = Plain(VOCABULARY, width, layers)
+    module = Plain(VOCABULARY, width, layers).to(device)
     drawn = tokens(length + 1, batch)
     at = seed
 
     def loss() -> Tensor:
         nonlocal at
         at = (at * 5 + 7) % len(drawn)
-        return F.cross_entropy(module(drawn[at, :-1]).view(-1, VOCABULARY), drawn[at, 1:].reshape(-1))
+        text = drawn[at].to(device)
+        return F.cross_entropy(module(text[:-1]).view(-1, VOCABULARY), text[1:].reshape(-1))
 
     return updates(module, loss)
 
@@ -159,12 +160,12 @@ def products(inputs: int, length: int, rows: int) -> tuple[Tensor, Tensor]:
     return x, x[..., :4].mean(-1).prod(-1)
 
 
-def quadratic(seed: int, batch: int, inputs: int, width: int, length: int = 3) -> Step:
+def quadratic(seed: int, device: str, batch: int, inputs: int, width: int, length: int = 3) -> Step:
     """Squared error on batches from a fixed table."""
-    module = Quadratic(inputs, width)
+    module = Quadratic(inputs, width).to(device)
     x, y = products(inputs, length, 8 * batch)
-    x = x.view(8, batch, length, inputs).transpose(1, 2).contiguous()
-    y = y.view(8, batch)
+    x = x.view(8, batch, length, inputs).transpose(1, 2).contiguous().to(device)
+    y = y.view(8, batch).to(device)
     at = seed
 
     def loss() -> Tensor:
@@ -178,12 +179,14 @@ def quadratic(seed: int, batch: int, inputs: int, width: int, length: int = 3) -
 WORKS: dict[str, Callable[..., Step]] = {"dynamics": dynamics, "plain": plain, "quadratic": quadratic}
 
 
-def make(work: str, seed: int) -> Step:
+def make(work: str, seed: int, device: str = "cpu") -> Step:
     """The step of a work, with fresh weights."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     name, _, sizes = work.partition(":")
-    return WORKS[name](seed, **{key: int(value) for key, value in (pair.split("=") for pair in sizes.split(","))})
+    return WORKS[name](
+        seed, device, **{key: int(value) for key, value in (pair.split("=") for pair in sizes.split(","))}
+    )
 
 
 def main() -> None:

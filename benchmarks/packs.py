@@ -3,6 +3,7 @@
     python benchmarks/packs.py                 # everything: some 15 minutes
     python benchmarks/packs.py --quick         # a small version of the same, one minute
     python benchmarks/packs.py speed dynamics-32      # one part, some works
+    python benchmarks/packs.py speed dynamics-32 --device cuda:0 --processes 1 --sizes 1 8 64     # on a GPU
     python benchmarks/packs.py --check         # the closed forms against autograd, nothing else
 
 Parts. `speed`: member-steps per second of two processes, each with one thread. Baseline and packs of every K are all
@@ -58,6 +59,7 @@ WORKS = {
     "dynamics-32-gates": dynamics(32, 32, 4.0, gates=True),
     "dynamics-128": dynamics(256, 128, 1.35),
     "dynamics-256": dynamics(256, 256, 1.25),
+    "dynamics-1024": dynamics(256, 1024, 1.0),
     "plain": Work("plain:batch=8,width=16,length=100,layers=2", "plain", {}, 8.0),
     "quadratic": Work("quadratic:batch=1000,inputs=100,width=200", "quadratic", {}, 1.4),
 }
@@ -69,23 +71,28 @@ WORKS = {
 class Pack:
     """Members stepped side by side: what the training loop does between two logs."""
 
-    def __init__(self, work: Work, seeds: Sequence[int]) -> None:
+    def __init__(self, work: Work, seeds: Sequence[int], device: str = "cpu") -> None:
         from rnnq import State
         from rnnq.optimizer import FusedAdam
+        from rnnq.worker import prepare
 
-        torch.set_num_threads(1)
+        self.device = torch.device(device)
+        prepare(self.device)  # as a worker does: one thread, and on a GPU kernels that repeat
         self.family = find(work.family)
         self.configs = [self.family.Config(seed=seed, **work.fields) for seed in seeds]
-        self.state = self.family.init(self.configs)
-        self.state = State({name: p.contiguous() for name, p in self.state.params.items()}, self.state.carried)
+        drawn = self.family.init(self.configs)
+        self.state = State(
+            {name: p.contiguous().to(device) for name, p in drawn.params.items()},
+            {name: c.to(device) for name, c in drawn.carried.items()},
+        )
         self.optimizer = FusedAdam(self.state.params, [self.family.optimizer(config) for config in self.configs])
         self.steps = 0
 
     def gradients(self) -> list[torch.Tensor | None]:
         """Everything of a step but the optimiser."""
-        from rnnq.train import gradients_of
+        from rnnq.train import gradients_of, to_device
 
-        data = self.family.batch(self.configs, [self.steps] * len(self.configs))
+        data = to_device(self.family.batch(self.configs, [self.steps] * len(self.configs)), self.device)
         _, found, self.state.carried = gradients_of(self.family, self.state, data)
         self.steps += 1
         return [found[name] for name in self.state.params]
@@ -108,44 +115,53 @@ def find(family: str) -> Any:
 # --------------------------------------------------------------------------------------------------- speed
 
 
-def stepper(name: str, members: int, seed: int) -> Callable[[], Any]:
+def stepper(name: str, members: int, seed: int, device: str) -> Callable[[], Any]:
     """One step of the baseline (no members) or of a pack."""
     work = WORKS[name]
     if not members:
-        return ordinary.make(work.ordinary, seed)
-    return Pack(work, range(seed, seed + members)).step
+        return ordinary.make(work.ordinary, seed, device)
+    return Pack(work, range(seed, seed + members), device).step
 
 
-def child(connection: Connection, name: str, members: int, seed: int) -> None:
+def child(connection: Connection, name: str, members: int, seed: int, device: str) -> None:
     """Step for as many seconds as are asked for, each time; answers (member-steps, wall, CPU seconds)."""
-    step = stepper(name, members, seed)
+    step = stepper(name, members, seed, device)
+    # a GPU is waited for as often as the loop does by default, to log; what was handed over by then counts as done
+    every, wait = (1, int) if device == "cpu" else (50, torch.cuda.synchronize)
     for _ in range(5):
         step()
+    wait()
     connection.send("warm")
     while seconds := connection.recv():
         done, began, cpu = 0, time.perf_counter(), time.process_time()
         while time.perf_counter() - began < seconds:
-            step()
-            done += max(1, members)
+            for _ in range(every):
+                step()
+            wait()
+            done += every * max(1, members)
         connection.send((done, time.perf_counter() - began, time.process_time() - cpu))
 
 
-class Pair:
-    """Two processes of one kind."""
+class Side:
+    """Processes of one kind, side by side."""
 
-    def __init__(self, name: str, members: int) -> None:
+    def __init__(self, name: str, members: int, processes: int, device: str) -> None:
         context = multiprocessing.get_context("spawn")
         self.ends, self.processes = [], []
-        for half in range(2):
+        for place in range(processes):
             mine, its = context.Pipe()
-            self.processes.append(context.Process(target=child, args=(its, name, members, 1000 * half), daemon=True))
+            words = (its, name, members, 1000 * place, device)
+            self.processes.append(context.Process(target=child, args=words, daemon=True))
             self.processes[-1].start()
             self.ends.append(mine)
+
+    def warm(self) -> None:
+        """Wait until all have made some steps."""
         for end in self.ends:
             end.recv()
 
     def run(self, seconds: float) -> tuple[float, float]:
-        """Member-steps per second of wall clock, both together, and per second of CPU time, of one."""
+        """Member-steps per second of wall clock, all together, and per second of CPU time, of one."""
         for end in self.ends:
             end.send(seconds)
         found = [end.recv() for end in self.ends]
@@ -153,25 +169,27 @@ class Pair:
         return wall, sum(done for done, _, _ in found) / sum(cpu for _, _, cpu in found)
 
     def close(self) -> None:
-        """Both leave."""
+        """All leave."""
         for end, process in zip(self.ends, self.processes, strict=True):
             end.send(0)
             process.join()
 
 
-def speed(names: Iterable[str], sizes: Sequence[int], rounds: int, seconds: float) -> None:
+def speed(names: Iterable[str], sizes: Sequence[int], rounds: int, seconds: float, processes: int, device: str) -> None:
     """The table of member-steps per second."""
     for name in names:
-        pairs = {members: Pair(name, members) for members in (0, *sizes)}
-        found: dict[int, list[tuple[float, float]]] = {members: [] for members in pairs}
+        sides = {members: Side(name, members, processes, device) for members in (0, *sizes)}
+        for side in sides.values():
+            side.warm()
+        found: dict[int, list[tuple[float, float]]] = {members: [] for members in sides}
         for _ in range(rounds):
-            for members, pair in pairs.items():
-                found[members].append(pair.run(seconds))
-        for pair in pairs.values():
-            pair.close()
+            for members, side in sides.items():
+                found[members].append(side.run(seconds))
+        for side in sides.values():
+            side.close()
         base = found.pop(0)
         rate, cpu_rate = (statistics.median(values) for values in zip(*base, strict=True))
-        print(f"\n{name}: two ordinary processes {rate:,.0f} steps/s, {cpu_rate:,.0f} per CPU second")
+        print(f"\n{name}: {processes} ordinary processes {rate:,.0f} steps/s, {cpu_rate:,.0f} per CPU second")
         print("     K   member-steps/s   ratio    per CPU second   ratio")
         best = 0.0
         for members, values in found.items():
@@ -355,15 +373,19 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--runs", type=int, default=96, help="of the sweep; a multiple of 4")
+    parser.add_argument("--device", default="cpu", help="of the speed: cpu or cuda:N")
+    parser.add_argument("--processes", type=int, default=2, help="of the speed: side by side, of each kind")
+    parser.add_argument("--sizes", type=int, nargs="+", help="of the speed: members of the packs")
     given = parser.parse_args()
-    names = given.works or list(WORKS)
+    names = given.works or [name for name in WORKS if name != "dynamics-1024"]  # that one is for a GPU
     if given.check:
         import recurrent
 
         sys.exit("\n".join(recurrent.check()) or 0)
-    print(machine(), flush=True)
+    print(machine(given.device), flush=True)
     if given.part in ("all", "speed"):
-        speed(names, (1, 8) if given.quick else (1, 4, 8, 16, 32), *((2, 0.5) if given.quick else (5, 1.5)))
+        sizes = given.sizes or ((1, 8) if given.quick else (1, 4, 8, 16, 32))
+        speed(names, sizes, *((2, 0.5) if given.quick else (5, 1.5)), given.processes, given.device)
     if given.part in ("all", "sweep"):
         sweep("dynamics-32", *((8, 200) if given.quick else (given.runs, 2000)))
     if given.part in ("all", "overhead"):
@@ -373,8 +395,11 @@ def main() -> None:
     return
 
 
-def machine() -> str:
+def machine(device: str) -> str:
     """What all figures depend on."""
+    if device != "cpu":
+        name = torch.cuda.get_device_name(device)
+        return f"{name}, {os.cpu_count()} CPUs, one thread a process, torch {torch.__version__}"
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
     load = " ".join(f"{value:.1f}" for value in os.getloadavg())

@@ -93,7 +93,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in text_of(error) for words in _NO_MEMORY)
 
 
-_NO_MEMORY = ("can't allocate memory", "std::bad_alloc", "can't start new thread")
+_NO_MEMORY = (
+    "can't allocate memory",
+    "std::bad_alloc",
+    "can't start new thread",
+    "CUDA error: out of memory",  # of what CUDA itself needs, as for its first kernel
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 def text_of(error: BaseException) -> str:

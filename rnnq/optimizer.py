@@ -145,5 +145,5 @@ def clipped(gradients: Sequence[Tensor], most: Tensor) -> list[Tensor]:
     squares = [g.flatten(1).square().sum(1) for g in gradients]
     norm = torch.stack(squares).sum(0).sqrt()
     scale = (most / (norm + 1e-6)).clamp(max=1.0)
-    scale = torch.where(torch.isfinite(norm), scale, 1.0)
+    scale = scale.masked_fill(~torch.isfinite(norm), 1.0)  # torch.where would wait until a GPU has its 1.0
     return [g * scale.view(-1, *[1] * (g.dim() - 1)) for g in gradients]

@@ -8,6 +8,7 @@ trained alone.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import statistics
@@ -73,6 +74,9 @@ def can_pack(family: Any, config: Config) -> bool:
     return isinstance(family, Family) and family.stacks and config.pack_key() is not None
 
 
+_Hashes = dict[str, tuple[torch.dtype, torch.Size, bytes]]
+
+
 class Undecided(Exception):
     """A trial that shows nothing: of NaN all are equal."""
 
@@ -123,6 +127,12 @@ class Planner:
 
     def find_out(self, trial: Trial, pending: int, workers: int) -> None:
         """Time sizes and certify the best, and those that it may shrink to. Raises what a broken device raises."""
+        try:
+            self._find_out(trial, pending, workers)
+        finally:
+            _give_back(self.device)
+
+    def _find_out(self, trial: Trial, pending: int, workers: int) -> None:
         known, share = self._recall(trial.shape), _share(pending, workers)
         if self.wanted is None and not any(size.rate is not None for size in known.values()):
             self._tried.add(trial.shape)
@@ -242,6 +252,8 @@ class Trial:
         self.make, self.config, self.budget, self.device, self.on_step = make, config, budget, device, on_step
         self.shape = shape(name, config, numerics, code)
         self._alone: float | None = None
+        # what members came to alone, which is the same whatever the size of a pack
+        self._lone: dict[int, tuple[_Hashes, list[str]]] = {}
 
     def _members(self, seeds: Sequence[int], first: int = 0) -> list[Member]:
         """Runs that differ by their seeds; with `first` their first steps differ, too."""
@@ -300,19 +312,21 @@ class Trial:
         measured = [together.measure(split) for split in SPLITS]
         if not _same_numbers(before, random_state(self.device)):
             return False  # it draws from the global numbers, which members of a pack would share
-        for k in seeds:
+        # a NaN that was measured equals itself
+        return all(
+            self._what_alone(k) == (_hashes(together.tensors(k)), [repr(each[k]) for each in measured]) for k in seeds
+        )
+
+    def _what_alone(self, k: int) -> tuple[_Hashes, list[str]]:
+        """What member k holds after its steps alone, as hashes, and what it measures. Raises Undecided."""
+        if k not in self._lone:
             alone = self._training(self._members([k], first=1))
             self._advance(alone)
-            ours, theirs = together.tensors(k), alone.tensors(0)
-            for tensor in theirs.values():
-                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                    raise Undecided
-            # a NaN that was measured equals itself
-            if not _equal(ours, theirs) or [repr(each[k]) for each in measured] != [
-                repr(alone.measure(split)[0]) for split in SPLITS
-            ]:
-                return False
-        return True
+            held = alone.tensors(0)
+            if not all(bool(torch.isfinite(t).all()) for t in held.values() if t.is_floating_point()):
+                raise Undecided
+            self._lone[k] = _hashes(held), [repr(alone.measure(split)[0]) for split in SPLITS]
+        return self._lone[k]
 
     def _training(self, members: Sequence[Member]) -> Training:
         self.on_step()
@@ -352,14 +366,13 @@ def _same_numbers(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     return all(torch.equal(a[n], b[n]) for n in tensors) and all(a[n] == b[n] for n in a.keys() - set(tensors))
 
 
-def _equal(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
-    return ours.keys() == theirs.keys() and all(_same_bits(ours[name], theirs[name]) for name in ours)
+def _hashes(held: Mapping[str, Tensor]) -> _Hashes:
+    """Of each tensor its kind and its bits."""
+    return {name: (t.dtype, t.shape, hashlib.sha256(_bytes(t)).digest()) for name, t in held.items()}
 
 
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _wait(training: Training) -> None:
@@ -381,6 +394,12 @@ def _in_use(device: torch.device) -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0  # the system does not tell
+
+
+def _give_back(device: torch.device) -> None:
+    """To other workers on the GPU, what a trial took there and torch would keep for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _free(device: torch.device) -> int:

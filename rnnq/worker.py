@@ -97,6 +97,9 @@ def prepare(device: torch.device) -> None:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # else each new tensor is filled before it is written; that finds memory read too early, and costs a kernel each
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.cuda.set_device(device.index or 0)  # what a family calls "cuda" is this one
 
 
 class Worker:

@@ -38,7 +38,8 @@ class Zygote:
         self._socket, theirs = socket.socketpair()
         self._socket.settimeout(PATIENCE)
         # without a GPU everywhere, so that all workers of a test compute the same
-        environment = {**os.environ, "PYTHONPATH": str(RACES.parent.parent), "CUDA_VISIBLE_DEVICES": ""}
+        places = os.pathsep.join(filter(None, [str(RACES.parent.parent), os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": places, "CUDA_VISIBLE_DEVICES": ""}
         words = [sys.executable, str(RACES / "zygote.py"), str(theirs.fileno())]
         self._process = subprocess.Popen(words, pass_fds=[theirs.fileno()], env=environment)
         theirs.close()

@@ -286,6 +286,21 @@ def equal_by_hand(config: WideConfig, members: int) -> bool:
     return all(flat(t[0].state) == flat(alone(c)[0].state) for c, t in zip(configs, together, strict=True))
 
 
+def test_members_train_alone_once_for_the_certificates_of_all_sizes() -> None:
+    made: list[Wide] = []
+
+    def make() -> Wide:
+        made.append(Wide())
+        return made[-1]
+
+    tried = trial(make)
+    assert tried.certify(4)
+    assert len(made) == 1 + 4
+    assert tried.certify(2)
+    assert tried.certify(3)
+    assert len(made) == 1 + 4 + 2, "a pack each, and no member alone"
+
+
 @pytest.mark.parametrize(("width", "batch_size"), [(32, 32), (21, 25), (7, 3), (1, 5)])
 @pytest.mark.parametrize("members", [2, 3, 8])
 def test_a_certificate_says_of_a_shape_what_training_shows(width: int, batch_size: int, members: int) -> None:

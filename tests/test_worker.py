@@ -71,6 +71,10 @@ def out_of_memory():
     raise MemoryError
 
 
+def cublas_out_of_memory():
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
 BAD = {
     "raises": raises,
     "strange": strange,
@@ -78,6 +82,7 @@ BAD = {
     "leaves": lambda: sys.exit(0),
     "memory": out_of_memory,
     "torch's memory": lambda: torch.empty(1 << 55),
+    "cuBLAS's memory": cublas_out_of_memory,
     "kills": lambda: os.kill(os.getpid(), signal.SIGKILL),
     "diverges": lambda: None,
     "names numbers": lambda: None,
@@ -117,6 +122,7 @@ ENDS = {  # mood -> cause, what its message says
     "leaves": ("bug", "SystemExit: 0"),
     "memory": ("oom", "MemoryError: "),
     "torch's memory": ("oom", "can't allocate memory"),
+    "cuBLAS's memory": ("oom", "CUBLAS_STATUS_ALLOC_FAILED"),
     "diverges": ("diverged", "loss is nan at step 4"),
     "names numbers": ("bug", "step 4 yielded {1: 2.0}"),
     "good, too": (None, None),

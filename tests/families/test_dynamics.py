@@ -113,7 +113,7 @@ def test_outputs_states_gradients_and_one_step_of_adam_are_the_oracles(code: str
         params = ours(arrays, dtype)
         old = list(torch.tensor(states, dtype=dtype).transpose(0, 1)[:, None])  # a (1, B, S) per layer
         found_logits, found_states = model.step(config, params, torch.tensor([before]), old)
-        batch = model.Batch(config, torch.tensor([before]), torch.tensor([after]), (False,))
+        batch = model.Batch(config, torch.tensor([before]), torch.tensor([after]), False)
         carried = {f"state.{layer}": h for layer, h in enumerate(old)}
         found_loss, found_grads, found_carried = Dynamics().gradients(State(params, carried), batch)
 
@@ -163,7 +163,7 @@ def some_state(config: DynamicsConfig, members: int, dtype: torch.dtype) -> tupl
     params = {name: (3 * p.to(dtype)).requires_grad_() for name, p in state.params.items()}
     carried = {name: torch.rand_like(c, dtype=dtype) * 2 - 1 for name, c in state.carried.items()}
     x, y = torch.randint(0, 256, (2, members, config.batch_size))
-    return State(params, carried), model.Batch(config, x, y, (False,) * members)
+    return State(params, carried), model.Batch(config, x, y, False)
 
 
 @pytest.mark.parametrize("n_layers", [1, 2, 3])
@@ -484,7 +484,7 @@ def test_batches_walk_through_the_windows_byte_by_byte_and_in_any_order(text: st
         batch = family.batch([config], [step])
         assert torch.equal(batch.x, windows[position][None])
         assert torch.equal(batch.y, windows[position + 1][None])
-        assert batch.fresh == (position == 0,)
+        assert batch.fresh is (position == 0)
 
 
 def test_held_out_windows_are_64_evenly_spread_from_the_first_byte_to_the_last(text: str) -> None:

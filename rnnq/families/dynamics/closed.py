@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rnnq.families import stacked
 from rnnq.families.dynamics.config import DynamicsConfig
 
 Tensors = dict[str, Tensor]
@@ -60,10 +61,18 @@ def head(params: Tensors, hidden: Tensor, logits: Tensor, y: Tensor, found: Tens
     log_p = torch.log_softmax(logits, -1)
     right = log_p.gather(-1, at)
     # in place, as (K, B, 256) is by far the largest tensor of a small net: p, less one where the byte was
-    d = log_p.exp_().scatter_(-1, at, torch.expm1(right)).mul_(1 / y.shape[1])
-    found["head.weight"] = torch.bmm(hidden.transpose(1, 2), d)
+    d = _put(log_p.exp_(), at, torch.expm1(right)).mul_(1 / y.shape[1])
+    found["head.weight"] = stacked.bmm(hidden.transpose(1, 2), d)
     found["head.bias"] = d.sum(1, keepdim=True)
-    return right.mean((1, 2)).neg_(), torch.bmm(d, params["head.weight"].transpose(1, 2))
+    return stacked.mean(right).neg_(), stacked.bmm(d, params["head.weight"].transpose(1, 2))
+
+
+def _put(p: Tensor, at: Tensor, value: Tensor) -> Tensor:
+    """Values, (K, B, 1), put where they belong in each row; into p itself, but for a GPU."""
+    if not p.is_cuda:
+        return p.scatter_(-1, at, value)
+    # a scatter whose result is the same each time sorts there: some twenty kernels
+    return torch.where(stacked.numbers(p.shape[-1], p.device) == at, value, p)
 
 
 class Layer:
@@ -85,13 +94,13 @@ class Layer:
 
     def _learn(self, name: str, inputs: Tensor, d: Tensor) -> None:
         """The gradients of one affine map, from its inputs and the gradient of its outputs."""
-        self.found[f"{self.prefix}{name}.weight"] = torch.bmm(inputs.transpose(1, 2), d)
+        self.found[f"{self.prefix}{name}.weight"] = stacked.bmm(inputs.transpose(1, 2), d)
         self.found[f"{self.prefix}{name}.bias"] = d.sum(1, keepdim=True)
 
     def _through(self, name: str, d: Tensor, start: int, stop: int, onto: Tensor | None = None) -> Tensor:
         """The gradient of inputs start to stop (in units of S) of one affine map, added to another."""
         weight = self.params[f"{self.prefix}{name}.weight"][:, start * self.size : stop * self.size].transpose(1, 2)
-        return torch.bmm(d, weight) if onto is None else torch.baddbmm(onto, d, weight)
+        return stacked.bmm(d, weight) if onto is None else stacked.baddbmm(onto, d, weight)
 
     # ---------------------------------------------------------------------------------------------- the layer
 
@@ -172,7 +181,15 @@ def wanted(config: DynamicsConfig) -> list[tuple[list[str], int]]:
 
 def embedding(rows: Tensor, dx: Tensor, shape: torch.Size, found: Tensors) -> None:
     """The gradients of the embedding (K, 256, S), whose rows were read, from that of the embedded bytes."""
+    found["embed.weight"] = _gathered(rows, dx, shape)
+    found["embed.bias"] = dx.sum(1, keepdim=True)
+
+
+def _gathered(rows: Tensor, dx: Tensor, shape: torch.Size) -> Tensor:
+    """The sum of what came to each row: (K, B), (K, B, S) -> (K, 256, S)."""
+    if dx.is_cuda:  # as a product: a sum by index whose order is the same each time sorts there
+        every = stacked.numbers(shape[0] * shape[1], dx.device).view(*shape[:2], 1)
+        return stacked.bmm((every == rows[:, None]).to(dx.dtype), dx)
     weight = dx.new_zeros(shape)
     weight.view(-1, shape[-1]).index_add_(0, rows.view(-1), dx.reshape(-1, shape[-1]))
-    found["embed.weight"] = weight
-    found["embed.bias"] = dx.sum(1, keepdim=True)
+    return weight

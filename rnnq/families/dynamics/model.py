@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rnnq.data import Corpus, load
+from rnnq.families import stacked
 from rnnq.families.base import Curve, Family, State
 from rnnq.families.dynamics import closed, data
 from rnnq.families.dynamics.closed import Trace
@@ -77,7 +78,7 @@ def embed(params: Params, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def affine(params: Params, name: str, x: Tensor) -> Tensor:
     """x · W + b for each member: (K, B, inputs) -> (K, B, outputs)."""
-    return torch.baddbmm(params[f"{name}.bias"], x, params[f"{name}.weight"])
+    return stacked.baddbmm(params[f"{name}.bias"], x, params[f"{name}.weight"])
 
 
 def layer_step(config: DynamicsConfig, params: Params, layer: int, x: Tensor, h: Tensor) -> Trace:
@@ -149,7 +150,7 @@ def member_losses(logits: Tensor, y: Tensor) -> Tensor:
     """Mean cross-entropy of each member in nats: (K, B, 256), (K, B) -> (K,)."""
     members, batch = y.shape
     losses = F.cross_entropy(logits.reshape(members * batch, -1), y.reshape(-1), reduction="none")
-    return losses.view(members, batch).mean(1)
+    return stacked.mean(losses.view(members, batch))
 
 
 def write(config: DynamicsConfig, params: Params, prompt: str, length: int, temperature: float, seed: int) -> bytes:
@@ -182,18 +183,21 @@ def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
 
 @dataclass(frozen=True)
 class Batch:
-    """One byte position: the byte, the one after it, and which members stand at the start of a window."""
+    """One byte position: the byte, the one after it, and whether a window begins there."""
 
     config: DynamicsConfig  # the flags and sizes that all members share
     x: Tensor  # (K, B)
     y: Tensor  # (K, B)
-    fresh: tuple[bool, ...]
+    fresh: bool | Tensor  # for all members alike, or for each: (K, 1, 1)
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device, without waiting for the copy."""
-        pins = device.type == "cuda"
-        x, y = ((t.pin_memory() if pins else t).to(device, non_blocking=True) for t in (self.x, self.y))
-        return Batch(self.config, x, y, self.fresh)
+
+        def there(part: Tensor) -> Tensor:
+            return (part.pin_memory() if device.type == "cuda" else part).to(device, non_blocking=True)
+
+        fresh = there(self.fresh) if isinstance(self.fresh, Tensor) else self.fresh
+        return Batch(self.config, there(self.x), there(self.y), fresh)
 
 
 class Dynamics(Family):
@@ -227,7 +231,9 @@ class Dynamics(Family):
         else:
             at, members = torch.tensor(positions), torch.arange(len(configs))
             x, y = self._windows[at, members], self._windows[at + 1, members]
-        return Batch(configs[0], x, y, tuple(position == 0 for position in positions))
+        fresh = [position == 0 for position in positions]
+        alike = all(fresh) or not any(fresh)
+        return Batch(configs[0], x, y, fresh[0] if alike else torch.tensor(fresh)[:, None, None])
 
     def _hold(self, configs: Sequence[DynamicsConfig], indices: Sequence[int]) -> None:
         """Each member's window of that index, read only where it is another one than before."""
@@ -276,14 +282,12 @@ class Dynamics(Family):
         return losses, {name: found.get(name) for name in params}, carried
 
     @staticmethod
-    def _states(carried: dict[str, Tensor], fresh: tuple[bool, ...]) -> list[Tensor]:
+    def _states(carried: dict[str, Tensor], fresh: bool | Tensor) -> list[Tensor]:
         states = [carried[f"state.{layer}"] for layer in range(len(carried))]
-        if all(fresh):
-            return [torch.zeros_like(h) for h in states]
-        if any(fresh):
-            keep = torch.tensor([not f for f in fresh], device=states[0].device)[:, None, None]
-            return [torch.where(keep, h, 0.0) for h in states]
-        return states
+        if isinstance(fresh, Tensor):
+            # not torch.where: it would bring its zero to a GPU, and wait until it is there
+            return [h.masked_fill(fresh, 0.0) for h in states]
+        return [torch.zeros_like(h) for h in states] if fresh else states
 
     def evaluate(self, state: State, configs: Sequence[DynamicsConfig], split: str) -> list[dict[str, float]]:
         """Held-out loss from zero states with frozen weights; for val also with every state zeroed at each byte."""
@@ -315,7 +319,7 @@ class Dynamics(Family):
         zero = [params["embed.weight"].new_zeros(members, 256, config.state_size)] * config.n_layers
         logits, _ = step(config, params, every, zero)
         table = torch.log_softmax(logits.double(), -1)  # (K, before, after)
-        return -table[:, windows[:-1], windows[1:]].mean((1, 2))
+        return -stacked.mean(table[:, windows[:-1], windows[1:]])
 
     def sample(
         self,
