@@ -411,11 +411,11 @@ def test_the_database_is_untouched_by_a_file_that_is_wrong(cli: Cli, tmp_path: P
 # what may stand where a study has something else
 WORDS = st.sampled_from(
     """
-    null | true | 3 | -1 | 0 | 1e400 | .nan | 999999999999999999999999 | "" | "\\0" | '../x' | a/b | [] | {} | [1]
-    | [{}] | {a: {b: {c: 1}}} | {name: a} | !!str 5 | !!python/name:os.system | &a [*a] | *b | *nowhere | base.yaml
-    | study.yaml | /dev/null | . | "\\ud800" | "\\e[2J" | {<<: {a: 1}} | ? | - | [[[[[[[[[[1]]]]]]]]]] | 2024-01-01 | no | ~ | {1: 2}
-    | {a.b: 1, a: 2} | {..: 1} | {[1]: 2} | 'x: y' | | | > | %TAG | @x | `x` | {"": 1} | 1_0 | 0x | {seed: -1}
-    | {seed: 1}
+    null | true | 3 | -1 | 0 | 1e400 | .nan | 999999999999999999999999 | "" | "\\0" | '../x' | a/b | [] | {}
+    | [1] | [{}] | {a: {b: {c: 1}}} | {name: a} | !!str 5 | !!python/name:os.system | &a [*a] | *b | *nowhere
+    | base.yaml | study.yaml | /dev/null | . | "\\ud800" | "\\e[2J" | {<<: {a: 1}} | ? | -
+    | [[[[[[[[[[1]]]]]]]]]] | 2024-01-01 | no | ~ | {1: 2} | {a.b: 1, a: 2} | {..: 1} | {[1]: 2} | 'x: y' | |
+    | > | %TAG | @x | `x` | {"": 1} | 1_0 | 0x | {seed: -1} | {seed: 1}
     """.replace("\n", " ").split(" | ")
 )  # fmt: skip
 TOKENS = ["nested", "base.yaml", "2", "{model: {hidden_dim: 48}, training.learning_rate: 1e-4}", "plain", "64", "1e-4",

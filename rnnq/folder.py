@@ -1,0 +1,148 @@
+"""A run's folder, in the layout of the sequential-composition studies: config, histories, metadata, final weights.
+
+config.yaml                 the whole config, every default and resolved value in it, under `family:`
+curves.csv                  name, step, value of every point
+train_loss_history.npy      the values of the primary metric's curve; NaN where it was not finite
+train_loss_steps.npy        the steps that they were measured at
+val_loss_history.npy, ...   the same of every other curve
+metadata.json               final losses, seconds, parameters, device, seed, step, versions, commit
+checkpoints/final_model.pt  name -> tensor, where the weights are written, too
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rnnq.definitions import yaml
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Point = tuple[str, int, float | None]  # name, step, value: None where it was not finite
+
+
+@dataclass(frozen=True)
+class Account:
+    """What there is to tell of a run."""
+
+    family: str
+    primary: str  # the metric whose curve is the training loss
+    config: Mapping[str, Any]
+    points: Sequence[Point]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    more: Mapping[str, Any] = field(default_factory=dict)  # for the metadata: device, seconds, versions, ...
+
+
+def write(folder: Path, run: Account) -> None:
+    """Write all but the weights into a folder, which is made. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, run.family, run.config)
+    curves: dict[str, list[tuple[int, float | None]]] = {}
+    for name, step, value in run.points:
+        curves.setdefault(name, []).append((step, value))
+    with (folder / "curves.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("name", "step", "value"))
+        writer.writerows((name, step, value) for name, points in curves.items() for step, value in points)
+    for name, points in curves.items():
+        own = safe_name("train_loss" if name == run.primary else name)
+        values = [math.nan if value is None else value for _, value in points]
+        np.save(folder / f"{own}_history.npy", np.array(values, dtype=np.float64))
+        np.save(folder / f"{own}_steps.npy", np.array([step for step, _ in points], dtype=np.int64))
+    write_metadata(folder, metadata(run))
+
+
+def write_config(folder: Path, family: str, config: Mapping[str, Any]) -> None:
+    """The config as `rnnq train` takes it again. Raises OSError."""
+    (folder / "config.yaml").write_text(yaml.dump({"family": family, **config}), encoding="utf-8")
+
+
+def metadata(run: Account) -> dict[str, Any]:
+    """What metadata.json holds; null is what is not known, or was not finite."""
+    return {
+        "final_train_loss": final_loss(run.summary, run.primary),
+        "final_val_loss": number(run.summary.get("val_loss")),
+        "training_time_seconds": run.more.get("seconds"),
+        "num_parameters": run.more.get("parameters", run.summary.get("parameters")),
+        "device": run.more.get("device"),
+        "description": run.config.get("description"),
+        "seed": run.config.get("seed"),
+        **{name: value for name, value in run.more.items() if name not in ("seconds", "parameters", "device")},
+        "summary": dict(run.summary),
+    }
+
+
+def final_loss(summary: Mapping[str, Any], primary: str) -> float | None:
+    """What a finished run is known by: its primary metric."""
+    return number(summary.get(primary))
+
+
+def number(value: Any) -> float | None:
+    """A finite number, else nothing."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None
+
+
+def write_metadata(folder: Path, content: Mapping[str, Any]) -> None:
+    """metadata.json, aside and then renamed: whoever reads it reads a whole one. Raises OSError."""
+    aside = folder / f".metadata.json.{os.getpid()}.part"
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+    aside.write_text(text + "\n", encoding="utf-8")
+    aside.replace(folder / "metadata.json")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_weights(folder: Path, name: str, params: Mapping[str, Tensor], carried: Mapping[str, Tensor]) -> None:
+    """One member's weights as a state dict, without the axis of members: checkpoints/<name>.pt. Raises OSError."""
+    import torch
+
+    from rnnq.families.single import HELD
+
+    path = folder / "checkpoints" / f"{name}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    tensors = {**params, **{name.removeprefix(HELD): tensor for name, tensor in carried.items()}}
+    torch.save({name: tensor[0].clone() for name, tensor in tensors.items()}, aside)
+    aside.replace(path)
+
+
+def made_now(parent: Path, name: str = "") -> Path:
+    """A new folder that is called after the time: 20260131_142530, or name_20260131_142530. Raises OSError."""
+    stamp = time.strftime("%Y%m%d_%H%M%S")
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 10_000):
+        path = parent / f"{name}{'_' if name else ''}{stamp}{f'_{number}' if number > 1 else ''}"
+        try:
+            path.mkdir()  # two that begin in the same second do not share one
+        except FileExistsError:
+            continue
+        return path
+    raise FileExistsError(f"{parent} has 9,999 folders of {stamp}")
+
+
+def safe_name(text: str) -> str:
+    """A text as the name of a file or a folder: what some file system takes amiss becomes an underscore."""
+    kept = "".join(sign if sign.isalnum() or sign in "._-+=,@" else "_" for sign in text).strip("._")
+    return kept.encode()[:120].decode(errors="ignore") or "_"
+
+
+def moment(seconds: float | None) -> str | None:
+    """A time of the database, in seconds since 1970, as ISO 8601 with its offset."""
+    return None if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
