@@ -222,6 +222,20 @@ def parse_changes(changes: Sequence[str], model: type[Config]) -> dict[str, Any]
     return found
 
 
+def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with some fields set; a name with dots is that of a field inside a section. It is left as it was."""
+    found = dict(config)
+    for name, value in changes.items():
+        *sections, last = name.split(".")
+        here = found
+        for section in sections:
+            inner = here.get(section)
+            here[section] = dict(inner) if isinstance(inner, Mapping) else {}
+            here = here[section]
+        here[last] = value
+    return found
+
+
 def _value(text: str) -> Any:
     try:
         return json.loads(text)

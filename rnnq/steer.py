@@ -126,7 +126,7 @@ def _changed_stage(
     model = _model(info, defs)
     values = plan.parse_changes(changes, model)
     detail = json.dumps({"set": values}, sort_keys=True)
-    entries = [plan.Entry({**row["config"], **values}, ((row["id"], "retry", detail),)) for row in rows]
+    entries = [plan.Entry(plan.changed(row["config"], values), ((row["id"], "retry", detail),)) for row in rows]
     kept = {name: getattr(info, name) for name in ("family", "family_in_source", "has_rule", "source", "source_sha256")}
     return plan.new_stage(info.name, plan.Origin(config=model, **kept), entries)
 
