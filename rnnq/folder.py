@@ -7,6 +7,8 @@ train_loss_steps.npy        the steps that they were measured at
 val_loss_history.npy, ...   the same of every other curve
 metadata.json               final losses, seconds, parameters, device, seed, step, versions, commit
 checkpoints/final_model.pt  name -> tensor, where the weights are written, too
+param_history.pt            where the config names snapshots: a list of the same, with param_history_steps.npy;
+                            where that would be too large, snapshots/step_<step>.pt instead
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import csv
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Point = tuple[str, int, float | None]  # name, step, value: None where it was not finite
+JOINED = 1_000_000_000  # bytes of snapshots up to which they become one file
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,33 @@ def write_weights(folder: Path, name: str, params: Mapping[str, Tensor], carried
     aside.replace(path)
 
 
+def write_snapshot(folder: Path, step: int, params: Mapping[str, Tensor]) -> None:
+    """Weights at a step: snapshots/step_<step>.pt. Raises OSError."""
+    import torch
+
+    path = folder / "snapshots" / f"step_{step}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    torch.save({name: tensor[0].clone() for name, tensor in params.items()}, aside)
+    aside.replace(path)
+
+
+def join_snapshots(folder: Path) -> None:
+    """One file of all snapshots, in the order of their steps, where they are not too much for one. Raises OSError."""
+    place = folder / "snapshots"
+    if not place.is_dir():
+        return
+    files = {int(path.stem.removeprefix("step_")): path for path in place.glob("step_*.pt")}
+    if sum(path.stat().st_size for path in files.values()) > JOINED:
+        return
+    import torch
+
+    steps = sorted(files)
+    torch.save([torch.load(files[step], weights_only=True) for step in steps], folder / "param_history.pt")
+    np.save(folder / "param_history_steps.npy", np.array(steps, dtype=np.int64))
+    shutil.rmtree(place)
+
+
 def made_now(parent: Path, name: str = "") -> Path:
     """A new folder that is called after the time: 20260131_142530, or name_20260131_142530. Raises OSError."""
     stamp = time.strftime("%Y%m%d_%H%M%S")
@@ -145,4 +177,4 @@ def safe_name(text: str) -> str:
 
 def moment(seconds: float | None) -> str | None:
     """A time of the database, in seconds since 1970, as ISO 8601 with its offset."""
-    return None if seconds is None else time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+    return None if seconds is None else datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="seconds")

@@ -194,6 +194,10 @@ class Desk:
         if old is not None:
             checkpoint.remove(place, [old.path])
 
+    def snapshot(self, step: int, state: Mapping[str, Any]) -> None:
+        """Weights at a step that the config names."""
+        folder.write_snapshot(self.training.folder, step, state["params"])
+
     def leave_behind(self, points: Sequence[Point]) -> None:
         """Points of a training that an error ended."""
         self.points += points
@@ -265,6 +269,7 @@ def _close(training: Training, desk: Desk, outcome: Outcome, found: Family | Gen
     old = desk.saved
     if outcome.finished and outcome.state is not None:
         more = _weights(training.folder, outcome)
+        folder.join_snapshots(training.folder)
         desk.saved = None  # the final weights take its place
     status = "completed" if outcome.finished else "interrupted"
     folder.write(training.folder, desk.account(status, outcome.step, outcome.summary, **more))
