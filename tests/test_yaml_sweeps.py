@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Engine
 
-from rnnq import db, definitions, families, plan, promote, queue, runs
+from rnnq import db, definitions, families, plan, promote, queue, runs, steer
 from rnnq.config import Config
 from rnnq.definitions import sweeps, yaml
 from rnnq.errors import InputError
 from rnnq.queue import NewStage
-from tests.conftest import Cli, claim_one
+from tests.conftest import ROOT, Cli, claim_one
 
 
 class Part(BaseModel):
@@ -267,6 +267,24 @@ def test_a_winner_of_a_yaml_stage_is_promoted_as_it_is_and_the_file_is_not_neede
     assert [json.loads(run.config) for run in made.stage.runs] == configs(planned(STUDY))[2:4]
 
 
+def test_a_field_inside_a_section_can_be_set_for_promote_and_for_retry(planned: Planned, engine: Engine) -> None:
+    queue.init(engine, [planned(STUDY)])
+    for loss in (3.0, 3.0, 1.0, 1.0):
+        queue.finish(engine, claim_one(engine), 10, {"loss": loss}, "loss", [])
+    queue.fail(engine, claim_one(engine), "diverged", "no", "Trace")
+
+    made = promote.prepare(engine, promote.Request("study", "1", changes=["model.hidden_dim=5"], partial=True))
+    assert [config["model"] for config in configs(made.stage)] == [{"hidden_dim": 5, "init_scale": 0.01}] * 2
+
+    failed = steer.Choice(filter="state = failed")
+    queue.init(engine, steer.retry_with(engine, failed, ["training.learning_rate=1e-5"], Path("defs")))
+    [again] = runs.find(engine, filter="training.learning_rate = 1e-5")
+    assert again["config"]["training"] == {"optimizer": "adam", "learning_rate": 1e-5}
+    assert again["config"]["data"]["k"] == 5
+    with pytest.raises(InputError, match=r"has no field data\.pp"):
+        promote.prepare(engine, promote.Request("study", "1", changes=["data.pp=5"], partial=True))
+
+
 # ---------------------------------------------------------------------------------------- what is wrong with it
 
 
@@ -404,6 +422,40 @@ def test_the_database_is_untouched_by_a_file_that_is_wrong(cli: Cli, tmp_path: P
 
     assert "s.yaml:2: stage s, entry 1: DynamicsConfig has no field n_layrs (did you mean n_layers?)" in done.stderr
     assert not (tmp_path / "experiments.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "experiments", "seeds"),
+    [
+        ("hidden_dim", ["hidden_dim_32", "hidden_dim_64"], 3),
+        ("learning_rate", ["adam_1e-2", "adam_1e-3", "adam_1e-4", *(f"hybrid_scaling_-{n}" for n in (2, 3, 4))], 5),
+        ("model_size", ["k3_8x8_h24", "k5_10x10_h36", "k7_12x12_h64", "k7_14x14_h128"], 3),
+        ("onehot_scaling", 1200, 1),
+        ("demo", ["recurrent", "mlp"], 3),
+    ],
+)
+def test_the_example_sweeps_are_read_and_have_no_wrong_field(
+    monkeypatch: pytest.MonkeyPatch, name: str, experiments: list[str] | int, seeds: int
+) -> None:
+    monkeypatch.chdir(ROOT)  # as a user types it
+
+    definition = definitions.load(Path("defs/groups") / f"{name}.yaml")
+
+    [stage] = definition.stages
+    assert stage.family == "groups"
+    labels = list(dict.fromkeys(one.label for one in definition.written[stage.name]))
+    assert (len(labels) if isinstance(experiments, int) else labels) == experiments
+    assert len(definition.written[stage.name]) == len(labels) * seeds
+    if "groups" in families.BUILTIN:
+        [made] = plan.from_definitions([definition], Path("defs"))
+        assert len(made.runs) == len(labels) * seeds
+
+
+def test_the_grid_of_one_hot_scaling_is_named_as_the_original_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    [first, second, *_, last] = definitions.load("defs/groups/onehot_scaling.yaml").written["onehot_scaling"]
+
+    assert [one.label for one in (first, second, last)] == ["k2_p5_h80", "k2_p5_h160", "k4_p100_h1600"]
 
 
 # ------------------------------------------------------------------------------------------------------- fuzz
