@@ -5,6 +5,7 @@ curves.csv                  name, step, value of every point
 train_loss_history.npy      the values of the primary metric's curve; NaN where it was not finite
 train_loss_steps.npy        the steps that they were measured at
 val_loss_history.npy, ...   the same of every other curve
+samples_seen.npy, fraction_of_space_seen.npy   at train_loss_steps, where the family reckons samples
 metadata.json               final losses, seconds, parameters, device, seed, step, versions, commit
 checkpoints/final_model.pt  name -> tensor, where the weights are written, too
 param_history.pt            where the config names snapshots: a list of the same, with param_history_steps.npy;
@@ -27,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rnnq.config import Config
 from rnnq.definitions import yaml
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class Account:
     points: Sequence[Point]
     summary: Mapping[str, Any] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)  # for the metadata: device, seconds, versions, ...
+    model: Config | None = None  # the config as its family has it, where that is here: it reckons samples
 
 
 def write(folder: Path, run: Account) -> None:
@@ -64,7 +67,20 @@ def write(folder: Path, run: Account) -> None:
         values = [math.nan if value is None else value for _, value in points]
         np.save(folder / f"{own}_history.npy", np.array(values, dtype=np.float64))
         np.save(folder / f"{own}_steps.npy", np.array([step for step, _ in points], dtype=np.int64))
+    _write_samples(folder, run.model, [step for step, _ in curves.get(run.primary, [])])
     write_metadata(folder, metadata(run))
+
+
+def _write_samples(folder: Path, model: Config | None, steps: Sequence[int]) -> None:
+    """The training loss against samples, and against the share of all that there are, where the family knows them."""
+    found = [] if model is None else [model.samples_seen(step) for step in steps]
+    seen = [n for n in found if n is not None]
+    if model is None or not seen or len(seen) < len(found):
+        return
+    np.save(folder / "samples_seen.npy", np.array(seen, dtype=np.float64))
+    space = model.sample_space()
+    if space:  # divided as whole numbers, however large: n to the power of k is beyond the largest float
+        np.save(folder / "fraction_of_space_seen.npy", np.array([n / space for n in seen]))
 
 
 def write_config(folder: Path, family: str, config: Mapping[str, Any]) -> None:

@@ -23,8 +23,9 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from rnnq import checkpoint, db, folder, runs
+from rnnq import checkpoint, db, families, folder, runs
 from rnnq.checkpoint import Owner, Saved
+from rnnq.config import Config, check
 from rnnq.definitions import yaml
 from rnnq.errors import InputError, RnnqError
 from rnnq.folder import Account, moment, number, safe_name
@@ -118,6 +119,16 @@ def _experiments(groups: Mapping[str, Sequence[Row]]) -> list[Experiment]:
     return found
 
 
+def _model(info: StageInfo) -> type[Config] | None:
+    """The config class of the family, where it is at hand: one in a definition file is not executed for a tree."""
+    if info.family_in_source:
+        return None
+    try:
+        return families.find_config(info.family)
+    except InputError:
+        return None
+
+
 class _Writer:
     """Writes a tree, and keeps count."""
 
@@ -128,6 +139,7 @@ class _Writer:
         self.progress, self.total, self.done = progress, total, 0
         self.study, _, self.root = db.study(engine)
         self.seconds = runs.seconds(engine, info.name)
+        self.model = _model(info)
         self.unfinished = 0
         self.remarks: list[str] = []
 
@@ -208,7 +220,8 @@ class _Writer:
             "completed_at": moment(row["ended_at"]),
             **{name: last.get(name) for name in names},
         }
-        return Account(self.info.family, self.info.primary, row["config"], points, self._final(row), more)
+        model = None if self.model is None else check(self.model, row["config"])[0]
+        return Account(self.info.family, self.info.primary, row["config"], points, self._final(row), more, model)
 
     def _final(self, row: Row) -> dict[str, Any]:
         """The numbers that a run is known by. The primary one is the indexed column."""

@@ -234,7 +234,8 @@ class Desk:
             "written_at": folder.moment(time.time()),
         }
         config = subject.config.model_dump(mode="json")
-        return Account(subject.family, subject.config.primary().name, config, self.points, summary, known | more)
+        primary = subject.config.primary().name
+        return Account(subject.family, primary, config, self.points, summary, known | more, subject.config)
 
     def note(self, status: str, step: int, **more: Any) -> None:
         """Write metadata.json."""

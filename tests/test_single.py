@@ -46,6 +46,14 @@ class LineConfig(Config):
     device: str | None = None
     explode_at: int = -1
 
+    def samples_seen(self, step: int) -> int:
+        """Eight numbers a step."""
+        return 8 * step
+
+    def sample_space(self) -> int:
+        """As if there were so many."""
+        return 10**400
+
 
 class Line(Family):
     """y = a x, of the third level."""
@@ -137,6 +145,8 @@ def test_a_training_leaves_its_config_histories_metadata_and_weights_in_a_folder
     rows = (folder / "curves.csv").read_text().splitlines()
     assert rows[0] == "name,step,value"
     assert rows[1] == f"loss,4,{float(history[0])!r}"
+    assert np.load(folder / "samples_seen.npy").tolist() == [8 * step for step in range(4, STEPS + 1, 4)]
+    assert np.load(folder / "fraction_of_space_seen.npy").shape == (10,)
     weights = torch.load(folder / "checkpoints" / "final_model.pt", weights_only=True)
     assert {name: tuple(tensor.shape) for name, tensor in weights.items()} == {"a": (1,), "n": (1,)}
     assert weights["n"].tolist() == [STEPS]
