@@ -303,7 +303,7 @@ def draw(result: Result, subject: Subject, formats: Sequence[str]) -> list[Path]
     from rnnq.figures import canvas, curves
     from rnnq.figures.subject import NO_WORDS, Examined
 
-    row, info = _as_row(result, subject), _as_stage(subject)
+    row, info = _as_row(result, subject), _as_stage(result, subject)
     rows = frame.of_rows([row], info)
     table = _points(result.folder)
     recorded = DataFrame(table, columns=["run", "name", "step", "value"])
@@ -347,7 +347,7 @@ def _as_row(result: Result, subject: Subject) -> dict[str, Any]:
     }
 
 
-def _as_stage(subject: Subject) -> StageInfo:
+def _as_stage(result: Result, subject: Subject) -> StageInfo:
     kind = type(subject.config)
-    fields, metrics = field_types(kind), metric_rows(kind)
-    return StageInfo("train", subject.family, False, False, None, None, fields, metrics, list(kind.seed_fields))
+    fields, metrics, seeds = field_types(kind), metric_rows(kind), list(kind.seed_fields)
+    return StageInfo(result.folder.name, subject.family, False, False, None, None, fields, metrics, seeds)

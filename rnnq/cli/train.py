@@ -72,7 +72,7 @@ def train(
         output.remark(f"goes on at step {training.state['step']:,}" + (f"; {again}" if again else ""))
     with _progress() as progress:
         desk = single.Desk(training, chosen, progress)
-        with _stoppable(desk):
+        with _stoppable(desk), _told_where(training):
             result = single.run(training, chosen, every, desk)
     _end(training, result, image or ["png"], figures, format)
 
@@ -124,6 +124,16 @@ def _stoppable(desk: Desk) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _told_where(training: Training) -> Iterator[None]:
+    """Say of a training that fails where the rest of it is."""
+    try:
+        yield
+    except Exception:
+        output.remark(f"{training.folder} has what was measured until then")
+        raise
 
 
 def _end(training: Training, result: Result, image: list[str], figures: bool, format: Format) -> None:
