@@ -77,10 +77,7 @@ def read(path: Path | None, family: str | None = None, changes: Sequence[str] = 
     if name is None:
         raise InputError(f"{path} does not say of which family it is", "family: NAME in it, or --family NAME")
     model = families.find_config(name)
-    fields = sweeps.merge(fields, sweeps.nested(plan.parse_changes(changes, model), "--set"))
-    seed = fields.at(["data", "seed"])
-    if "seed" not in fields.value and isinstance(seed.value, int):
-        fields = sweeps.merge(fields, yaml.Node({"seed": seed}, seed.file, seed.line))
+    fields = sweeps.seeded(sweeps.merge(fields, sweeps.nested(plan.parse_changes(changes, model), "--set")))
     config, problems = check_places(model, fields.plain())
     if config is None:
         raise InputError([f"{_place(fields, keys, path)}: {sentence}" for keys, sentence in problems])

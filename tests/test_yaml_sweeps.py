@@ -164,6 +164,9 @@ def test_without_n_seeds_there_is_one_run_of_each_with_the_seed_of_the_base(plan
     stage = planned("family: nested\nbase_config: {seed: 7}\nexperiments: [{name: a}]\n")
 
     assert [run.seed for run in stage.runs] == [7]
+    # as `rnnq train` has it: once there was one seed for everything
+    stage = planned("family: nested\nbase_config: base.yaml\nexperiments: [{name: a}]\n")
+    assert [run.seed for run in stage.runs] == [5]
 
 
 def test_a_grid_has_its_last_key_fastest_and_names_with_short_keys_sorted_at_each_level(planned: Planned) -> None:
