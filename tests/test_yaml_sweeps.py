@@ -7,64 +7,24 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Engine
 
 from rnnq import db, definitions, families, plan, promote, queue, runs, steer
-from rnnq.config import Config
 from rnnq.definitions import sweeps, yaml
 from rnnq.errors import InputError
 from rnnq.queue import NewStage
 from tests.conftest import ROOT, Cli, claim_one
 
 
-class Part(BaseModel):
-    """A section, as strict as a config."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Data(Part):
-    """What is learnt."""
-
-    p: int = Field(default=10, ge=2)
-    k: int = 3
-    seed: int = 5
-    vary_template: bool = False
-    powers: tuple[float, ...] = ()
-
-
-class Model(Part):
-    """The net."""
-
-    hidden_dim: int = Field(default=36, ge=1)
-    init_scale: float = 0.01
-
-
-class Training(Part):
-    """How it is trained."""
-
-    optimizer: Literal["auto", "adam"] = "auto"
-    learning_rate: float | None = None
-
-
-class Nested(Config):
-    """A config with sections, as the studies in YAML have them."""
-
-    data: Data = Data()
-    model: Model = Model()
-    training: Training = Training()
-
-
 @pytest.fixture(autouse=True)
 def nested(monkeypatch: pytest.MonkeyPatch) -> None:
     """`family: nested` in any file, as an installed family would be."""
-    monkeypatch.setitem(families.BUILTIN, "nested", (f"{__name__}:Nested", f"{__name__}:Nested"))
+    monkeypatch.setitem(families.BUILTIN, "nested", ("tests.studies:Nested", "tests.studies:Nested"))
 
 
 Planned = Callable[..., NewStage]
