@@ -179,7 +179,8 @@ def _datasets(configs: Mapping[int, tuple[Config, Entry]], problems: Problems) -
         except DataError as error:
             if not entry.data_here:
                 continue
-            problems.add(f"{error.message}{f' (hint: {error.hint})' if error.hint else ''}", number)
+            hint = f" (hint: {error.hint})" if error.hint else ""
+            problems.add(f"{error.message}{hint}", number, entry.written)
     return found
 
 

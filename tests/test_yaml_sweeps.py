@@ -378,6 +378,14 @@ def test_two_names_of_one_config_are_refused_as_one_of_them_would_never_be_train
     ]
 
 
+def test_data_that_are_missing_are_said_with_the_experiment_that_wants_them(planned: Planned) -> None:
+    text = "family: dynamics\nexperiments:\n  - name: a\n  - {name: b, overrides: {corpus: nowhere.txt}}\n"
+
+    [problem] = refusal(planned, text).problems
+
+    assert problem.startswith("defs/study.yaml:4: stage study, entry 2: corpus 'nowhere.txt': there is no file")
+
+
 def test_the_database_is_untouched_by_a_file_that_is_wrong(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("family: dynamics\nexperiments: [{name: a, overrides: {n_layrs: 2}}]\n")
 
