@@ -59,6 +59,14 @@ class Config(BaseModel):
         """Why a finished run cannot be trained further, such as a schedule that ends with its steps; None: it can."""
         return None
 
+    def samples_seen(self, step: int) -> int | None:
+        """Training samples, repeats included, after so many steps; None where nobody reckons them."""
+        return None
+
+    def sample_space(self) -> int | None:
+        """How many different samples there are; None where that is no number."""
+        return None
+
     def datasets(self) -> dict[str, str]:
         """The sha256 of every corpus that the config reads, by name.
 

@@ -197,7 +197,8 @@ def _datasets(configs: Mapping[int, tuple[Config, Entry]], problems: Problems) -
         except DataError as error:
             if not entry.data_here:
                 continue
-            problems.add(f"{error.message}{f' (hint: {error.hint})' if error.hint else ''}", number)
+            hint = f" (hint: {error.hint})" if error.hint else ""
+            problems.add(f"{error.message}{hint}", number, entry.written)
     return found
 
 
@@ -249,6 +250,20 @@ def parse_changes(changes: Sequence[str], model: type[Config]) -> dict[str, Any]
         found[name.strip()] = text if types.get(name.strip()) == "str" else _value(text)
     if problems:
         raise InputError(problems, "--set steps=50000")
+    return found
+
+
+def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with some fields set; a name with dots is that of a field inside a section. It is left as it was."""
+    found = dict(config)
+    for name, value in changes.items():
+        *sections, last = name.split(".")
+        here = found
+        for section in sections:
+            inner = here.get(section)
+            here[section] = dict(inner) if isinstance(inner, Mapping) else {}
+            here = here[section]
+        here[last] = value
     return found
 
 

@@ -183,7 +183,7 @@ def _children(
     for group in chosen:
         for child in sweep.refined(rule, dict(group.config)):
             made += 1
-            values = {**child, **changes}
+            values = plan.changed(child, changes)
             _, parents = family.setdefault(json.dumps(values, sort_keys=True, default=repr), (values, []))
             parents += [group] if group not in parents else []
     entries = []

@@ -127,7 +127,7 @@ def _changed_stage(
     values = plan.parse_changes(changes, model)
     detail = json.dumps({"set": values}, sort_keys=True)
     entries = [
-        plan.Entry({**row["config"], **values}, ((row["id"], "retry", detail),), start_from=row["start_from"])
+        plan.Entry(plan.changed(row["config"], values), ((row["id"], "retry", detail),), start_from=row["start_from"])
         for row in rows
     ]
     kept = {name: getattr(info, name) for name in ("family", "family_in_source", "has_rule", "source", "source_sha256")}

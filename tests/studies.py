@@ -1,13 +1,15 @@
-"""Stages whose runs have ended, with numbers that tests know."""
+"""Stages whose runs have ended, with numbers that tests know; and a config with sections."""
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Engine
 
 from rnnq import queue
+from rnnq.config import Config
 from tests.conftest import claim_one, new_stage
 
 LOSS = {"name": "loss", "unit": "nats/byte", "better": "min", "primary": True}
@@ -38,3 +40,44 @@ def add_study(engine: Engine) -> None:
     add(engine, [new_run(i, width=[128, 16, 32][i % 3], gate=i % 2 == 0) for i in range(6)])
     for place, value in enumerate(VALUES):
         finish(engine, value, accuracy=1 - place / 10)
+
+
+# ------------------------------------------------------------------------------------------ a config with sections
+
+
+class Part(BaseModel):
+    """A section, as strict as a config."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Data(Part):
+    """What is learnt."""
+
+    p: int = Field(default=10, ge=2)
+    k: int = 3
+    seed: int = 5
+    vary_template: bool = False
+    powers: tuple[float, ...] = ()
+
+
+class Model(Part):
+    """The net."""
+
+    hidden_dim: int = Field(default=36, ge=1)
+    init_scale: float = 0.01
+
+
+class Training(Part):
+    """How it is trained."""
+
+    optimizer: Literal["auto", "adam"] = "auto"
+    learning_rate: float | None = None
+
+
+class Nested(Config):
+    """A config with sections, as the studies in YAML have them."""
+
+    data: Data = Data()
+    model: Model = Model()
+    training: Training = Training()

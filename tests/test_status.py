@@ -14,7 +14,7 @@ from sqlalchemy import Engine, event, text
 
 from rnnq import db, queue, status, tables
 from rnnq.status import StageStatus
-from tests.conftest import PROVENANCE, claim_one, new_runs, new_stage
+from tests.conftest import PROVENANCE, Cli, claim_one, new_runs, new_stage
 
 
 @pytest.fixture(autouse=True)
@@ -619,6 +619,21 @@ def test_a_run_that_somebody_failed_by_hand_does_not_stop_the_status(engine: Eng
 
 
 # ---------------------------------------------------------------------------------------------------------- cost
+
+
+def test_a_check_fails_while_a_stage_has_failed_runs_and_says_which(engine: Engine, cli: Cli) -> None:
+    cli("status", "--check")  # an empty study has none
+    queue.init(engine, [new_stage(2, "a"), new_stage(3, "b", runs=new_runs(3, first=10))])
+    assert not cli("status", "--check", "--format", "json").stderr
+    for _ in range(2):
+        queue.fail(engine, claim_one(engine), "bug", "no", "Trace")
+
+    done = cli("status", "--check", "--format", "json", code=1)
+
+    assert done.stderr == "a: 2 failed runs\n"
+    assert {stage["stage"] for stage in json.loads(done.stdout)["stages"]} == {"a", "b"}
+    assert not cli("status", "--check", "--stage", "b").stderr
+    cli("status")  # without it failed runs are only shown
 
 
 def test_status_loads_neither_the_tables_nor_pydantic_nor_what_trains() -> None:

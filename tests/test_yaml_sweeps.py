@@ -7,64 +7,24 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from textwrap import dedent
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Engine
 
-from rnnq import db, definitions, families, plan, promote, queue, runs
-from rnnq.config import Config
+from rnnq import db, definitions, families, plan, promote, queue, runs, steer
 from rnnq.definitions import sweeps, yaml
 from rnnq.errors import InputError
 from rnnq.queue import NewStage
-from tests.conftest import Cli, claim_one
-
-
-class Part(BaseModel):
-    """A section, as strict as a config."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Data(Part):
-    """What is learnt."""
-
-    p: int = Field(default=10, ge=2)
-    k: int = 3
-    seed: int = 5
-    vary_template: bool = False
-    powers: tuple[float, ...] = ()
-
-
-class Model(Part):
-    """The net."""
-
-    hidden_dim: int = Field(default=36, ge=1)
-    init_scale: float = 0.01
-
-
-class Training(Part):
-    """How it is trained."""
-
-    optimizer: Literal["auto", "adam"] = "auto"
-    learning_rate: float | None = None
-
-
-class Nested(Config):
-    """A config with sections, as the studies in YAML have them."""
-
-    data: Data = Data()
-    model: Model = Model()
-    training: Training = Training()
+from tests.conftest import ROOT, Cli, claim_one
 
 
 @pytest.fixture(autouse=True)
 def nested(monkeypatch: pytest.MonkeyPatch) -> None:
     """`family: nested` in any file, as an installed family would be."""
-    monkeypatch.setitem(families.BUILTIN, "nested", (f"{__name__}:Nested", f"{__name__}:Nested"))
+    monkeypatch.setitem(families.BUILTIN, "nested", ("tests.studies:Nested", "tests.studies:Nested"))
 
 
 Planned = Callable[..., NewStage]
@@ -164,6 +124,9 @@ def test_without_n_seeds_there_is_one_run_of_each_with_the_seed_of_the_base(plan
     stage = planned("family: nested\nbase_config: {seed: 7}\nexperiments: [{name: a}]\n")
 
     assert [run.seed for run in stage.runs] == [7]
+    # as `rnnq train` has it: once there was one seed for everything
+    stage = planned("family: nested\nbase_config: base.yaml\nexperiments: [{name: a}]\n")
+    assert [run.seed for run in stage.runs] == [5]
 
 
 def test_a_grid_has_its_last_key_fastest_and_names_with_short_keys_sorted_at_each_level(planned: Planned) -> None:
@@ -265,6 +228,24 @@ def test_a_winner_of_a_yaml_stage_is_promoted_as_it_is_and_the_file_is_not_neede
     made = promote.prepare(engine, promote.Request("study", "1"))
 
     assert [json.loads(run.config) for run in made.stage.runs] == configs(planned(STUDY))[2:4]
+
+
+def test_a_field_inside_a_section_can_be_set_for_promote_and_for_retry(planned: Planned, engine: Engine) -> None:
+    queue.init(engine, [planned(STUDY)])
+    for loss in (3.0, 3.0, 1.0, 1.0):
+        queue.finish(engine, claim_one(engine), 10, {"loss": loss}, "loss", [])
+    queue.fail(engine, claim_one(engine), "diverged", "no", "Trace")
+
+    made = promote.prepare(engine, promote.Request("study", "1", changes=["model.hidden_dim=5"], partial=True))
+    assert [config["model"] for config in configs(made.stage)] == [{"hidden_dim": 5, "init_scale": 0.01}] * 2
+
+    failed = steer.Choice(filter="state = failed")
+    queue.init(engine, steer.retry_with(engine, failed, ["training.learning_rate=1e-5"], Path("defs")))
+    [again] = runs.find(engine, filter="training.learning_rate = 1e-5")
+    assert again["config"]["training"] == {"optimizer": "adam", "learning_rate": 1e-5}
+    assert again["config"]["data"]["k"] == 5
+    with pytest.raises(InputError, match=r"has no field data\.pp"):
+        promote.prepare(engine, promote.Request("study", "1", changes=["data.pp=5"], partial=True))
 
 
 # ---------------------------------------------------------------------------------------- what is wrong with it
@@ -397,6 +378,14 @@ def test_two_names_of_one_config_are_refused_as_one_of_them_would_never_be_train
     ]
 
 
+def test_data_that_are_missing_are_said_with_the_experiment_that_wants_them(planned: Planned) -> None:
+    text = "family: dynamics\nexperiments:\n  - name: a\n  - {name: b, overrides: {corpus: nowhere.txt}}\n"
+
+    [problem] = refusal(planned, text).problems
+
+    assert problem.startswith("defs/study.yaml:4: stage study, entry 2: corpus 'nowhere.txt': there is no file")
+
+
 def test_the_database_is_untouched_by_a_file_that_is_wrong(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text("family: dynamics\nexperiments: [{name: a, overrides: {n_layrs: 2}}]\n")
 
@@ -406,16 +395,50 @@ def test_the_database_is_untouched_by_a_file_that_is_wrong(cli: Cli, tmp_path: P
     assert not (tmp_path / "experiments.db").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "experiments", "seeds"),
+    [
+        ("hidden_dim", ["hidden_dim_32", "hidden_dim_64"], 3),
+        ("learning_rate", ["adam_1e-2", "adam_1e-3", "adam_1e-4", *(f"hybrid_scaling_-{n}" for n in (2, 3, 4))], 5),
+        ("model_size", ["k3_8x8_h24", "k5_10x10_h36", "k7_12x12_h64", "k7_14x14_h128"], 3),
+        ("onehot_scaling", 1200, 1),
+        ("demo", ["recurrent", "mlp"], 3),
+    ],
+)
+def test_the_example_sweeps_are_read_and_have_no_wrong_field(
+    monkeypatch: pytest.MonkeyPatch, name: str, experiments: list[str] | int, seeds: int
+) -> None:
+    monkeypatch.chdir(ROOT)  # as a user types it
+
+    definition = definitions.load(Path("defs/groups") / f"{name}.yaml")
+
+    [stage] = definition.stages
+    assert stage.family == "groups"
+    labels = list(dict.fromkeys(one.label for one in definition.written[stage.name]))
+    assert (len(labels) if isinstance(experiments, int) else labels) == experiments
+    assert len(definition.written[stage.name]) == len(labels) * seeds
+    if "groups" in families.BUILTIN:
+        [made] = plan.from_definitions([definition], Path("defs"))
+        assert len(made.runs) == len(labels) * seeds
+
+
+def test_the_grid_of_one_hot_scaling_is_named_as_the_original_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    [first, second, *_, last] = definitions.load("defs/groups/onehot_scaling.yaml").written["onehot_scaling"]
+
+    assert [one.label for one in (first, second, last)] == ["k2_p5_h80", "k2_p5_h160", "k4_p100_h1600"]
+
+
 # ------------------------------------------------------------------------------------------------------- fuzz
 
 # what may stand where a study has something else
 WORDS = st.sampled_from(
     """
-    null | true | 3 | -1 | 0 | 1e400 | .nan | 999999999999999999999999 | "" | "\\0" | '../x' | a/b | [] | {} | [1]
-    | [{}] | {a: {b: {c: 1}}} | {name: a} | !!str 5 | !!python/name:os.system | &a [*a] | *b | *nowhere | base.yaml
-    | study.yaml | /dev/null | . | "\\ud800" | "\\e[2J" | {<<: {a: 1}} | ? | - | [[[[[[[[[[1]]]]]]]]]] | 2024-01-01 | no | ~ | {1: 2}
-    | {a.b: 1, a: 2} | {..: 1} | {[1]: 2} | 'x: y' | | | > | %TAG | @x | `x` | {"": 1} | 1_0 | 0x | {seed: -1}
-    | {seed: 1}
+    null | true | 3 | -1 | 0 | 1e400 | .nan | 999999999999999999999999 | "" | "\\0" | '../x' | a/b | [] | {}
+    | [1] | [{}] | {a: {b: {c: 1}}} | {name: a} | !!str 5 | !!python/name:os.system | &a [*a] | *b | *nowhere
+    | base.yaml | study.yaml | /dev/null | . | "\\ud800" | "\\e[2J" | {<<: {a: 1}} | ? | -
+    | [[[[[[[[[[1]]]]]]]]]] | 2024-01-01 | no | ~ | {1: 2} | {a.b: 1, a: 2} | {..: 1} | {[1]: 2} | 'x: y' | |
+    | > | %TAG | @x | `x` | {"": 1} | 1_0 | 0x | {seed: -1} | {seed: 1}
     """.replace("\n", " ").split(" | ")
 )  # fmt: skip
 TOKENS = ["nested", "base.yaml", "2", "{model: {hidden_dim: 48}, training.learning_rate: 1e-4}", "plain", "64", "1e-4",

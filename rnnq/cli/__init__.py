@@ -31,6 +31,7 @@ from rnnq.cli import (
     sample,
     status,
     steer,
+    train,
     verify,
     work,
 )
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 app.command("init", epilog="Example: rnnq init defs/stage1.py --dry-run")(define.init)
 app.command("worker", epilog="Example: rnnq worker --gpu 0 --stage stage1")(work.worker)
+app.command("train", epilog="Example: rnnq train configs/base.yaml --set model.hidden_dim=64 --gpu 0")(train.train)
 app.command("status", epilog="Example: rnnq status --watch --until-done")(status.status)
 app.command("workers", epilog="Example: rnnq workers --all --format json")(status.workers)
 app.command("ls", epilog='Example: rnnq ls --filter "state=done and loss<1.9"')(look.ls)
@@ -75,7 +77,7 @@ app.add_typer(database.app, name="db", rich_help_panel="Data")
 
 PANELS = {  # under which head `rnnq --help` shows a command
     "Make": ("init",),
-    "Train": ("worker", "workers", "verify-resume"),
+    "Train": ("worker", "workers", "train", "verify-resume"),
     "Look": ("status", "ls", "show", "logs", "stages", "diff", "sample"),
     "Refine": ("examine", "promote"),
     "Steer": ("retry", "cancel", "pause", "resume", "priority", "extend", "note", "tag", "rename", "delete"),

@@ -96,6 +96,12 @@ def _infos(ctx: typer.Context) -> list[Any]:
 
 
 @_silent
+def what(ctx: typer.Context, incomplete: str) -> list[Offer]:
+    """What a row of an export is."""
+    return [("runs", "a row is a run"), ("groups", "a row is a group of seeds"), ("curves", "a row is a point")]
+
+
+@_silent
 def devices(ctx: typer.Context, incomplete: str) -> list[Offer]:
     """auto, cpu, and the GPUs that the system shows."""
     found = sorted(int(path.name[6:]) for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit())

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def init(
-    definitions: Annotated[list[Path], typer.Argument(metavar="DEF...", help="Definition files.")],
+    definitions: Annotated[list[Path], typer.Argument(metavar="DEF...", help="Definition files, .py or .yaml.")],
     db: Db = DB,
     defs: Defs = DEFS,
     root: Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
@@ -14,6 +14,7 @@ import typer
 
 from rnnq.cli import complete, output
 from rnnq.cli.options import DB, DEFS, Db, Defs, DryRun, Filter, Format, Rows, Stage
+from rnnq.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from rnnq.exchange import Export, Import
@@ -28,11 +29,24 @@ class What(StrEnum):
     curves = "curves"
 
 
+class Layout(StrEnum):
+    """A tree of folders in place of a table."""
+
+    sweep = "sweep"
+
+
 # -------------------------------------------------------------------------------------------------------- export
 
 
 def export(
-    what: Annotated[What, typer.Argument(help="What a row is: a run, a group of seeds, or a point.")] = What.runs,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="[runs|groups|curves|DIR]",
+            help="What a row is: a run, a group of seeds, or a point. With --layout: where the tree is made.",
+            autocompletion=complete.what,
+        ),
+    ] = "runs",
     stage: Stage = None,
     filter: Filter = None,
     metric: Annotated[
@@ -43,15 +57,70 @@ def export(
         Path | None, typer.Option("--out", help="FILE.csv or FILE.parquet; default: CSV to standard output.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    layout: Annotated[
+        Layout | None,
+        typer.Option("--layout", help="sweep: a tree of folders below DIR, one for each experiment and seed."),
+    ] = None,
+    weights: Annotated[bool, typer.Option("--weights", help="With --layout: the trained weights, too.")] = False,
     db: Db = DB,
 ) -> None:
-    """Runs, groups or curves as CSV or Parquet, exact to the bit."""
+    """Runs, groups or curves as CSV or Parquet, exact to the bit; or a stage as a tree of folders."""
+    if layout is not None:
+        _check_layout(what, [("--metric", metric), ("--out", out), ("--force", force)])
+        _tree(db, stage, filter, Path(what), weights)
+        return
+    if weights:
+        raise InputError("--weights goes with --layout sweep")
+    if what not in list(What):
+        raise InputError(f"export {what}: {nearest(what, list(What))}", "a folder goes with --layout sweep")
+    _table(db, What(what), stage, filter, metric or (), out, force)
+
+
+def _check_layout(what: str, others: Sequence[tuple[str, object]]) -> None:
+    problems = [f"{option} does not go with --layout" for option, value in others if value]
+    if what in list(What):
+        problems.append("--layout sweep needs the folder that the tree is made in")
+    if problems:
+        raise InputError(problems, "rnnq export --layout sweep sweeps/")
+
+
+def _tree(db: str, stage: str | None, filter: str | None, into: Path, weights: bool) -> None:
+    from rnnq import db as database
+    from rnnq import results
+
+    engine = database.open(db)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half-written is taken away
+    with output.bars() as watch:
+        made = results.write(engine, stage, filter, into, weights, watch)
+    if made is None:
+        output.remark(_nothing(stage, filter))
+        return
+    for line in made.remarks:
+        output.remark(line)
+    more = f", {made.unfinished:,} of them not ended yet" if made.unfinished else ""
+    output.remark(f"{output.count(made.experiments, 'experiment')}, {output.count(made.runs, 'run')}{more}")
+    output.say(str(made.path))
+
+
+def _nothing(stage: str | None, filter: str | None) -> str:
+    return f"no run{f' of stage {stage}' if stage else ''} fulfils {filter}" if filter else "no runs"
+
+
+def _table(
+    db: str,
+    what: What,
+    stage: str | None,
+    filter: str | None,
+    metrics: Sequence[str],
+    out: Path | None,
+    force: bool,
+) -> None:
     from rnnq import db as database
     from rnnq import exchange
 
     if out is not None:
         exchange.check_target(out, force)
-    found = exchange.export(database.open(db), what.value, stage, filter, metric or ())
+    found = exchange.export(database.open(db), what.value, stage, filter, metrics)
     if out is None:
         _to_stdout(found)
     else:
@@ -60,7 +129,7 @@ def export(
             rows = exchange.write_file(frames, out, force)
         output.remark(f"{output.count(rows, _noun(what, rows))} to {out}")
     if not found.runs:
-        output.remark(f"no run{f' of stage {stage}' if stage else ''} fulfils {filter}" if filter else "no runs")
+        output.remark(_nothing(stage, filter))
 
 
 def _noun(what: What, rows: int) -> str:

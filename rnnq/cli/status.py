@@ -33,6 +33,9 @@ def status(
     until_done: Annotated[
         bool, typer.Option("--until-done", help="With --watch: leave when nothing is open any more.")
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit code 1 while a stage has failed runs; with --watch, at its end.")
+    ] = False,
     format: Rows = Format.table,
 ) -> None:
     """What is pending, running, done and failed; who works; when it ends."""
@@ -46,8 +49,22 @@ def status(
         from rnnq.cli.watch import follow
 
         follow(db, stage, every or 1.0, until_done, format)
-        return
-    _status(db, stage, format)
+    else:
+        _status(db, stage, format)
+    if check:
+        _check(db, stage)
+
+
+def _check(db: str, stage: str | None) -> None:
+    """Say which stages have failed runs, and leave with exit code 1 if one has."""
+    from rnnq import db as database
+
+    failed = {found.stage: found.counts.get("failed", 0) for found in chosen_stages(database.open(db), stage)}
+    for name, n in failed.items():
+        if n:
+            output.remark(f"{name}: {output.count(n, 'failed run')}")
+    if any(failed.values()):
+        raise typer.Exit(1)
 
 
 def _status(db: str, stage: str | None, format: Format) -> None:

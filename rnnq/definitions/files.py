@@ -172,7 +172,7 @@ def load_source(source: str, sha256: str, defs_dir: str | Path) -> Definition:
     """
     path = resolve_source(source, defs_dir)
     if path.suffix in YAML:
-        raise InputError(f"{path} is data: a definition in YAML holds neither a family nor a rule", _source_hint())
+        raise InputError(f"{path} is data: a definition in YAML holds neither a family nor a rule")
     try:
         content = _read(path)
     except InputError as error:

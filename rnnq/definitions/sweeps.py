@@ -121,7 +121,7 @@ class _Reader:
         if self.problems:
             raise InputError(self.problems, self.hints[0] if self.hints else None)
         written = tuple(
-            Written(name, merge(merge(merge(base, overall), overrides), seed), overrides.place)
+            Written(name, seeded(merge(merge(merge(base, overall), overrides), seed)), overrides.place)
             for name, overrides in experiments
             for seed in seeds
         )
@@ -293,6 +293,14 @@ def merge(base: Node, over: Node) -> Node:
         return over
     both = {name: merge(base.value[name], node) if name in base.value else node for name, node in over.value.items()}
     return Node(base.value | both, over.file, over.line)
+
+
+def seeded(config: Node) -> Node:
+    """A config whose `seed` is its `data.seed` where it has no other: once there was just this one, for everything."""
+    seed = config.at(["data", "seed"])
+    if "seed" in config.value or not _is(seed.value, int):
+        return config
+    return Node({**config.value, "seed": seed}, config.file, config.line)
 
 
 def nested(values: Mapping[str, Any], place: str) -> Node:
