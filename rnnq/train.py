@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rnnq import optimizer
 from rnnq.config import Config
 from rnnq.errors import Diverged, InputError, LeaseLost, RnnqError
 from rnnq.families.base import Family, Generator, Parent, State
-from rnnq.optimizer import FusedAdam
 
 Point = tuple[str, int, float]  # name, step, value
 Shrink = Callable[[int, int], int | None]  # members active, members held -> a smaller pack's size, or None
@@ -391,7 +391,7 @@ class Training:
         # contiguous, as the fused optimiser walks through the memory of a row from its first element to its last
         self.params = {n: p.contiguous().requires_grad_() for n, p in self._stack([d.params for d in drawn]).items()}
         self.carried = self._stack([d.carried for d in drawn])
-        self.optimizer = FusedAdam(self.params, [family.optimizer(member.config) for member in members])
+        self.optimizer = optimizer.of(self.params, [family.optimizer(member.config) for member in members])
         decay, start = family.smoothing or (0.0, 0.0)
         self.decay = decay
         self.average = torch.full((self.size,), start, dtype=torch.float64, device=device)  # of the training loss

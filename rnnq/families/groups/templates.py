@@ -59,7 +59,8 @@ def fourier_2d(p1: int, p2: int, modes: int, rng: np.random.Generator) -> np.nda
     chosen = frequencies(p1, p2)[:modes]
     for (u, v), value in zip(chosen, _amplitudes(modes) * _phases(modes, rng), strict=True):
         spectrum[u, v], spectrum[-u, -v] = value, np.conj(value)
-    return _standard(np.fft.ifft2(spectrum).real).ravel()
+    found: np.ndarray = _standard(np.fft.ifft2(spectrum).real).ravel()
+    return found
 
 
 def _amplitudes(modes: int) -> np.ndarray:
@@ -67,7 +68,8 @@ def _amplitudes(modes: int) -> np.ndarray:
 
 
 def _phases(modes: int, rng: np.random.Generator) -> np.ndarray:
-    return np.exp(1j * rng.uniform(0, 2 * np.pi, modes))
+    found: np.ndarray = np.exp(1j * rng.uniform(0, 2 * np.pi, modes))
+    return found
 
 
 def _standard(values: np.ndarray) -> np.ndarray:
