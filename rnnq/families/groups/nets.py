@@ -248,6 +248,7 @@ def _sigma_back(config: GroupsConfig, dh: Tensor, inner: Tensor, h: Tensor) -> T
     if kind == "relu":
         return dh.mul_(inner > 0)
     if kind == "tanh":
-        return _tanh_backward(dh, h)
-    found: Tensor = dh if kind == "linear" else _gelu_backward(dh, inner)
-    return found
+        dh = _tanh_backward(dh, h)
+    elif kind == "gelu":
+        dh = _gelu_backward(dh, inner)
+    return dh
