@@ -43,7 +43,12 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {  # of every built-in family
         {"data": {"p": 10, "k": 2, "template_type": "fourier", "n_freqs": 3, "seed": 5}, "model": {"hidden_dim": 64}},
         {"data": {"p1": 10, "p2": 10, "k": 5, "seed": 5}, "training": {"mode": "offline", "optimizer": "adam"}},
         {
-            "data": {"group_name": "octahedral", "template_type": "custom_fourier", "powers": [0, 0, 0, 300, 500], "k": 2},
+            "data": {
+                "group_name": "octahedral",
+                "template_type": "custom_fourier",
+                "powers": [0, 0, 0, 300, 500],
+                "k": 2,
+            },
             "model": {"model_type": "TwoLayerNet", "hidden_dim": 1200, "init_scale": 1e-3},
             "training": {"mode": "offline", "optimizer": "per_neuron", "learning_rate": 0.01},
         },

@@ -124,6 +124,7 @@ class Notebook:
 
     def __init__(self, every: Every = NEVER, stop_at: int | None = None, save: Any = None) -> None:
         self.points: list[Point] = []
+        self.snapshots: dict[int, dict[str, Any]] = {}
         self.every, self.stop_at, self.keep = every, stop_at, save
         self.steps = 0
 
@@ -134,6 +135,9 @@ class Notebook:
     def save(self, step: int, points: Sequence[Point], state: Mapping[str, Any]) -> None:
         self.record(step, points)
         self.keep(step, state)
+
+    def snapshot(self, step: int, state: Mapping[str, Any]) -> None:
+        self.snapshots[step] = dict(state)
 
     def wish(self) -> bool:
         self.steps += 1
