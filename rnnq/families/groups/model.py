@@ -114,6 +114,23 @@ class Drawn:
         return found / batch if each is None else found
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What all members of a pack share, reckoned once."""
+
+    n: int
+    span: int  # steps that are drawn at once
+    epoch: int | None  # steps; None online
+    products: tuple[Tensor, ...] | None  # of every tuple, where these are weighed
+
+    @classmethod
+    def of(cls, config: GroupsConfig) -> Sizes:
+        """Those of a config."""
+        epoch = config.steps_an_epoch() if config.training.mode == "offline" else None
+        products = _products(config) if is_small(config) else None
+        return cls(config.order(), tuples.block_steps(config), epoch, products)
+
+
 class Groups(Family):
     """Nets that compose a sequence of elements of a finite group, learnt from one orbit of a template."""
 
@@ -124,6 +141,7 @@ class Groups(Family):
         self._drawn: list[Drawn | None] = []
         self._configs: list[GroupsConfig] = []  # whose
         self._orbits: Orbits | None = None
+        self._sizes = Sizes(0, 1, None, None)
         self._together: tuple[Tensor, ...] | None = None  # what is drawn, stacked, where all stand at one step
 
     def init(self, configs: Sequence[GroupsConfig]) -> State:
@@ -139,42 +157,39 @@ class Groups(Family):
     def batch(self, configs: Sequence[GroupsConfig], steps: Sequence[int]) -> Batch:
         """The tuples of each member's step."""
         self._hold(configs, steps)
-        config, span = configs[0], tuples.block_steps(configs[0])
-        at = [step % span for step in steps]
-        fresh = None
-        if config.training.mode == "offline":
-            fresh = tuple(step % config.steps_an_epoch() == 0 for step in steps)
+        span, epoch = self._sizes.span, self._sizes.epoch
+        fresh = None if epoch is None else tuple(step % epoch == 0 for step in steps)
         assert self._orbits is not None
-        return Batch(config, self._places(config, at), self._orbits, fresh)
+        return Batch(configs[0], self._places([step % span for step in steps]), self._orbits, fresh)
 
     def _hold(self, configs: Sequence[GroupsConfig], steps: Sequence[int]) -> None:
         """Each member's block of steps, drawn only where it is another one than before."""
         same = len(configs) == len(self._configs) and all(a is b for a, b in zip(configs, self._configs, strict=True))
         if not same:
             self._configs, self._drawn, self._orbits = list(configs), [None] * len(configs), Orbits(configs)
-        span = tuples.block_steps(configs[0])
+            self._sizes = Sizes.of(configs[0])
+        span = self._sizes.span
         for k, (config, step) in enumerate(zip(configs, steps, strict=True)):
             held = self._drawn[k]
             if held is None or held.index != step // span:
                 self._drawn[k] = Drawn(config, step // span)
                 self._together = None
 
-    def _places(self, config: GroupsConfig, at: Sequence[int]) -> Places:
+    def _places(self, at: Sequence[int]) -> Places:
         drawn = [one for one in self._drawn if one is not None]
         if min(at) == max(at):
             if self._together is None:
-                self._together = self._stacked(config, drawn, None)
+                self._together = self._stacked(drawn, None)
             parts = tuple(part[at[0]] for part in self._together)
         else:
-            parts = self._stacked(config, drawn, at)
-        if is_small(config):
-            return Cells(_products(_shape_of(config)), parts[0])
+            parts = self._stacked(drawn, at)
+        if self._sizes.products is not None:
+            return Cells(self._sizes.products, parts[0])
         return Rows(parts[0], parts[1], parts[2] if len(parts) > 2 else None)
 
-    @staticmethod
-    def _stacked(config: GroupsConfig, drawn: Sequence[Drawn], at: Sequence[int] | None) -> tuple[Tensor, ...]:
+    def _stacked(self, drawn: Sequence[Drawn], at: Sequence[int] | None) -> tuple[Tensor, ...]:
         """All members' parts of one step each, or (steps, ...) of all: rows of members lie one below the other."""
-        n = config.order()
+        n = self._sizes.n
 
         def stack(parts: Sequence[Tensor], axis: int, offset: int) -> Tensor:
             chosen = parts if at is None else [part[place] for part, place in zip(parts, at, strict=True)]
@@ -182,7 +197,7 @@ class Groups(Family):
             return torch.stack(shifted, axis + (at is None))
 
         weights = [one.weights for one in drawn if one.weights is not None]
-        if is_small(config):
+        if self._sizes.products is not None:
             return (stack(weights, 0, 0),)
         found = [stack([one.elements for one in drawn], 1, n), stack([one.products for one in drawn], 1, n)]
         return tuple([*found, stack(weights, 0, 0)] if weights else found)
@@ -290,12 +305,6 @@ def initial_loss(config: GroupsConfig) -> float:
     with torch.no_grad():
         [found] = family.evaluate(family.init([config]), [config], "val")
     return found["val_loss"]
-
-
-@lru_cache(maxsize=64)
-def _shape_of(config: GroupsConfig) -> GroupsConfig:
-    """The config without its seed, so that tables are made once for all members."""
-    return config.model_copy(update={"seed": 0})
 
 
 def _squares(batch: Batch, y: Tensor, t: int) -> tuple[Tensor, Tensor]:
