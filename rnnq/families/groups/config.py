@@ -142,6 +142,12 @@ class GroupsConfig(Config):
         found = resolve.resolve(self.data, self.model, self.training)
         for name, part in zip(("data", "model", "training"), found, strict=True):
             object.__setattr__(self, name, part)  # frozen for everyone else
+        snapshots = self.steps_total() // self._snapshots_every() + 1
+        if snapshots > resolve.SNAPSHOTS:
+            raise ValueError(
+                f"training.save_param_interval={self.training.save_param_interval}: "
+                f"{snapshots:,} snapshots are more than {resolve.SNAPSHOTS:,}"
+            )
         return self
 
     # ------------------------------------------------------------------------------------------------ its sizes
@@ -202,8 +208,11 @@ class GroupsConfig(Config):
     def snapshot_steps(self) -> Sequence[int]:
         """Step 0, every `save_param_interval`, and the last."""
         last = self.steps_total()
-        every = (self.training.save_param_interval or last) * self.steps_an_epoch()
-        return sorted({*range(0, last, max(1, every)), last})
+        return sorted({*range(0, last, self._snapshots_every()), last})
+
+    def _snapshots_every(self) -> int:
+        interval = self.training.save_param_interval
+        return self.steps_total() if interval is None else interval * self.steps_an_epoch()
 
     def template_seed(self) -> int:
         """What the template is drawn from."""

@@ -309,7 +309,7 @@ def initial_loss(config: GroupsConfig) -> float:
 
 def _squares(batch: Batch, y: Tensor, t: int) -> tuple[Tensor, Tensor]:
     """What output t adds to the losses, (K,), and the gradient of y, (K, P, n)."""
-    n = batch.orbit.shape[1]
+    n = y.shape[-1]
     outputs = batch.config.data.k - 1 if batch.config.model.return_all_outputs else 1
     error = y - batch.places.target(batch.orbit, t)
     weight = batch.places.weight(t)

@@ -213,7 +213,7 @@ def _tables(config: GroupsConfig, params: Params, orbit: Tensor) -> list[Tensor]
     if config.model.model_type == "TwoLayerNet":
         return [torch.bmm(orbit, params["U"]), torch.bmm(orbit, params["V"])]
     w = params["W_in"]  # (K, n, k, d)
-    return list(torch.bmm(orbit, w.flatten(2)).view(w.shape).unbind(2))
+    return list(torch.bmm(orbit, w.flatten(2)).view(len(w), -1, *w.shape[2:]).unbind(2))
 
 
 def _add_up_back(
@@ -236,7 +236,7 @@ def _add_up_back(
     if config.model.model_type == "TwoLayerNet":
         return learnt | {"U": torch.bmm(turned, tables[1]), "V": torch.bmm(turned, tables[0])}
     every = torch.stack(tables[::-1], 2)  # (K, n, k, d)
-    return learnt | {"W_in": torch.bmm(turned, every.flatten(2)).view(every.shape)}
+    return learnt | {"W_in": torch.bmm(turned, every.flatten(2)).view(len(every), -1, *every.shape[2:])}
 
 
 def _sigma_back(config: GroupsConfig, dh: Tensor, inner: Tensor, h: Tensor) -> Tensor:

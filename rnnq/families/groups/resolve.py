@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
 
 P = TypeVar("P", bound="Part")
 
+SNAPSHOTS = 20_000  # of one run, at most
 LARGEST = 1_000_000  # tuples that an exhaustive set may have
 # the templates that there are for a group; of the first a config is that names none
 TEMPLATES = {
@@ -26,11 +28,28 @@ OPTIMIZERS = {
 }
 
 
-def resolve(data: DataConfig, model: ModelConfig, training: TrainingConfig) -> tuple[DataConfig, ModelConfig, Any]:
-    """The three parts with every key at the value that it stands for. Raises ValueError: what contradicts what."""
-    data = _data(_group(data), model, training)
-    model = _model(data, model)
-    return data, model, _training(data, model, training)
+def resolve(
+    data: DataConfig, model: ModelConfig, training: TrainingConfig
+) -> tuple[DataConfig, ModelConfig, TrainingConfig]:
+    """The three parts with every key at the value that it stands for. Raises ValueError: all that contradicts."""
+    data = _group(data)  # what it is about must be known before anything else can be
+    problems: list[str] = []
+
+    def attempt(act: Callable[..., P], *parts: Part) -> P:
+        try:
+            return act(*parts)
+        except ValueError as error:
+            problems.append(str(error))
+            return parts[0]  # type: ignore[return-value]
+
+    data = attempt(_template, data)
+    data = attempt(_tuples, data, model, training)
+    attempt(_length, data, model)
+    model = attempt(_model, model, data)
+    training = attempt(_training, training, data, model)
+    if problems:
+        raise ValueError("; ".join(problems))
+    return data, model, training
 
 
 def order(data: DataConfig) -> int:
@@ -104,8 +123,7 @@ def _group(data: DataConfig) -> DataConfig:
     return _filled(data.model_copy(update={"group_name": name, "dimension": dimension}), sizes, unused)
 
 
-def _data(data: DataConfig, model: ModelConfig, training: TrainingConfig) -> DataConfig:
-    data = _tuples(_template(data), model, training)
+def _length(data: DataConfig, model: ModelConfig) -> DataConfig:
     if model.model_type == "TwoLayerNet" and data.k != 2:
         raise ValueError(f"data.k={data.k}: a TwoLayerNet composes 2 elements; SequentialMLP takes more")
     return data
@@ -168,7 +186,7 @@ def _tuples(data: DataConfig, model: ModelConfig, training: TrainingConfig) -> D
 # ------------------------------------------------------------------------------------------- model and training
 
 
-def _model(data: DataConfig, model: ModelConfig) -> ModelConfig:
+def _model(model: ModelConfig, data: DataConfig) -> ModelConfig:
     kind = model.model_type
     if model.return_all_outputs and kind != "QuadraticRNN":
         raise ValueError(f"model.return_all_outputs: a {kind} has one output; only a QuadraticRNN has one per element")
@@ -192,7 +210,7 @@ def degree(data: DataConfig, model: ModelConfig) -> float | None:
     return None
 
 
-def _training(data: DataConfig, model: ModelConfig, training: TrainingConfig) -> TrainingConfig:
+def _training(training: TrainingConfig, data: DataConfig, model: ModelConfig) -> TrainingConfig:
     known = OPTIMIZERS[model.model_type]
     name = known[0] if training.optimizer == "auto" else training.optimizer
     if name not in known:

@@ -209,6 +209,7 @@ def _phases(data: DataConfig, weights: np.ndarray) -> np.ndarray:
     else:
         return np.full((len(weights), len(groups.of(data).irreps)), np.nan)
     found: np.ndarray = np.angle(transform) % (2 * np.pi)
+    found[found >= 2 * np.pi] = 0.0  # what a tiny negative number comes to
     return found
 
 
