@@ -185,7 +185,7 @@ def dynamics(code: str, **fields: Any) -> Case:
 
 def groups(steps: int = STEPS, **fields: Any) -> Case:
     """A small net on a small group."""
-    common = {"log_every": 3, "eval_every": 4, "learning_rate": 0.01}
+    common = {"log_every": 3, "eval_every": 4, "learning_rate": 0.01, "save_param_interval": 5}
     config = parse(
         GroupsConfig,
         {
@@ -350,15 +350,19 @@ def test_4_killed_after_any_checkpoint_and_resumed_equals_not_stopped(name: str,
 @pytest.mark.parametrize("name", CASES)
 def test_4_stopped_by_a_wish_again_and_again_equals_not_stopped(name: str, disk: Disk) -> None:
     case = CASES[name]
-    whole = case.run(Notebook())
+    quiet = Notebook()
+    whole = case.run(quiet)
     resumed: dict[str, Any] | None = None
     points: list[Point] = []
+    kept: dict[int, dict[str, Any]] = {}
     for steps in itertools.cycle([1, 4, 5, 7]):
         start = resumed["step"] if resumed else 0
         desk = Notebook(stop_at=start + steps)
         desk.steps = start
         outcome = case.run(desk, resumed=resumed)
         points += desk.points + outcome.points
+        assert not kept.keys() & desk.snapshots.keys(), "no snapshot is made twice"
+        kept |= desk.snapshots
         assert outcome.state is not None
         if outcome.finished:
             break
@@ -372,6 +376,8 @@ def test_4_stopped_by_a_wish_again_and_again_equals_not_stopped(name: str, disk:
     assert equal(outcome.best, whole.best)
     assert whole.state is not None
     assert points == [tuple(point) for point in whole.state["curve"]]
+    assert list(quiet.snapshots) == list(case.config.snapshot_steps())
+    assert equal(kept, quiet.snapshots)
 
 
 @pytest.mark.parametrize("name", CASES)
