@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -186,7 +187,7 @@ class NeuronSGD:
             problems.append(f"{', '.join(unowned) or 'no parameter'} is without neurons: `rest` says how it learns")
         if problems:
             raise InputError(problems)
-        rests = [spec.rest for spec in specs if spec.rest is not None]
+        rests = [replace(spec.rest, clip=None) for spec in specs if spec.rest is not None]  # clipped with all others
         self.rest = FusedAdam({name: params[name] for name in unowned}, rests) if unowned else None
         self._bind(params, list(specs))
 
