@@ -564,6 +564,15 @@ def test_a_sampled_set_is_drawn_once_and_stays() -> None:
     assert len(epoch_of(config, 0)) == 40
 
 
+def test_samples_are_reckoned_as_they_are_seen() -> None:
+    """Of an exhaustive set, too, what is really in it; a short batch counts what it has."""
+    data = {"group_name": "dihedral", "k": 2, "mode": "exhaustive", "batch_size": 8}
+    offline = config_of(data=data, model={"model_type": "TwoLayerNet"}, training={"mode": "offline"})
+    assert [offline.samples_seen(step) for step in (0, 1, 4, 5, 6)] == [0, 8, 32, 33, 41]
+    assert (offline.sample_space(), offline.training_tuples()) == (36, 33)
+    assert on(p=10, template_type="onehot", batch_size=256).samples_seen(100) == 25_600
+
+
 def test_three_seeds_are_three_things() -> None:
     """The template is the config's; weights and tuples are the run's, and each may be fixed."""
     data = {"p": 20, "template_type": "fourier", "n_freqs": 4, "seed": 7, "batch_size": 16}
@@ -815,9 +824,12 @@ def test_reference_r1_quadratic_rnn_of_two_elements() -> None:
 
 @pytest.mark.slow
 def test_reference_r4_one_output_of_three_elements_stays_at_the_first_level() -> None:
-    for row in reached_by((0, 1, 2), **fourier(3, 8000)):
+    """Of the reference's seeds one leaves it, at step 9,382, and two never do."""
+    found = reached_by(range(5), **fourier(3, 8000))
+    for row in found:
         assert_within([row[1] or math.inf], [(126, 168)])
-        assert row[2] is None, "the second level is not reached by step 8,000"
+        assert row[2] is None or row[2] >= 0.7 * 9382
+    assert middle(found)[2] == math.inf, "the second level is not reached by step 8,000"
 
 
 @pytest.mark.slow

@@ -191,6 +191,17 @@ class GroupsConfig(Config):
             return int(self.training.num_steps or 0)
         return int(self.training.epochs or 0) * self.steps_an_epoch()
 
+    def samples_seen(self, step: int) -> int:
+        """Tuples, repeats included, after so many steps; a short batch counts its own."""
+        if self.training.mode == "online":
+            return step * self.data.batch_size
+        epochs, batches = divmod(step, self.steps_an_epoch())
+        return epochs * self.training_tuples() + min(batches * self.data.batch_size, self.training_tuples())
+
+    def sample_space(self) -> int:
+        """How many different tuples there are."""
+        return self.tuples()
+
     # ------------------------------------------------------------------------------------- what the loop asks for
 
     @property
