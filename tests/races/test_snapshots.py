@@ -85,6 +85,7 @@ def test_gc_takes_what_the_kill_left_behind_and_no_snapshot(study: Study) -> Non
     assert found.shares["s", "snapshots"].stay == 9
     assert all(same(snapshots(study, run), kept) for run, kept in before.items())
 
+    assert "snapshots: 5, from step 0 to step 40, 0.0 MB" in study.rnnq("show", "1")
     study.rnnq("delete", "s", "--yes")
     assert study.files() == set()
 
