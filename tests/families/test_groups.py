@@ -673,6 +673,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"data": {"k": 7, "mode": "exhaustive"}, "training": {"mode": "offline"}}, "10,000,000 tuples are more than"),
     ({"training": {"save_param_interval": 1, "num_steps": 1_000_000}}, "1,000,001 snapshots are more than"),
     ({"device": "gpu"}, "device"),
+    ({"data": {"p1": 51, "p2": 50}}, "2,550 elements"),
 ]  # fmt: skip
 
 

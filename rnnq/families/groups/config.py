@@ -32,7 +32,7 @@ class DataConfig(Part):
     dimension: Literal[1, 2] | None = None  # 1: cn, 2: cnxcn; `group_name` says it, too
     group_name: Literal["cn", "cnxcn", "dihedral", "octahedral", "A5"] | None = None
     group_n: int | None = Field(default=None, ge=2, le=1000)  # the n of D_n, of order 2n; else 3
-    p: int | None = Field(default=None, ge=2, le=4096)  # order of a cyclic group; else 10
+    p: int | None = Field(default=None, ge=2, le=2500)  # order of a cyclic group; else 10
     p1: int | None = Field(default=None, ge=2, le=512)  # orders of the factors of a product; else 10
     p2: int | None = Field(default=None, ge=2, le=512)
     k: int = Field(default=3, ge=2, le=64)  # elements in a sequence
@@ -44,7 +44,7 @@ class DataConfig(Part):
     n_freqs: int | None = Field(default=None, ge=1)  # modes of a fourier template; else at most 10
     powers: tuple[float, ...] | None = None  # of a custom_fourier template: one per irreducible representation
     mode: Literal["sampled", "exhaustive"] | None = None  # of offline training; else sampled
-    num_samples: int | None = Field(default=None, ge=1, le=100_000_000)  # tuples in a sampled set; else 100,000
+    num_samples: int | None = Field(default=None, ge=1, le=10_000_000)  # tuples in a sampled set; else 100,000
     dataset_fraction: float | None = Field(default=None, gt=0, le=1)  # of all tuples, of an exhaustive set; else 1
     held_out: float | None = Field(default=None, ge=0, le=0.9)  # of an exhaustive set, for validation; else 0 or 0.1
 

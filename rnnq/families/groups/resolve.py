@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 P = TypeVar("P", bound="Part")
 
 SNAPSHOTS = 20_000  # of one run, at most
+ELEMENTS = 2500  # of a group: its table, and the orbit of a template, have so many squared numbers
 LARGEST = 1_000_000  # tuples that an exhaustive set may have
 # the templates that there are for a group; of the first a config is that names none
 TEMPLATES = {
@@ -42,6 +43,8 @@ def resolve(
             problems.append(str(error))
             return parts[0]  # type: ignore[return-value]
 
+    if order(data) > ELEMENTS:
+        raise ValueError(f"data: a group of {order(data):,} elements is larger than {ELEMENTS:,}")
     data = attempt(_template, data)
     data = attempt(_tuples, data, model, training)
     attempt(_length, data, model)
