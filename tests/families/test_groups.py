@@ -756,6 +756,25 @@ def test_weights_are_told_as_they_are_usually_written() -> None:
     assert np.allclose(nets.forward(config, params, rows, orbit)[0][0][0], expected, rtol=1e-3, atol=1e-12)
 
 
+def test_the_loss_is_the_mean_square_of_what_separates_predictions_from_the_truth() -> None:
+    """And the truth of an output after t elements is the template moved by all of these, the first of them last."""
+    config = config_of(
+        data={"group_name": "dihedral", "group_n": 4, "k": 3, "seed": 1},
+        model={"hidden_dim": 12, "init_scale": 0.8, "return_all_outputs": True},
+    )
+    drawn = Groups().init([config])
+    elements = tuples.measured(config, "val")
+    found, truth = model.predictions(config, drawn.params, elements)
+    assert found.shape == truth.shape == (512, 2, 8)
+    [measured] = Groups().evaluate(drawn, [config], "val")
+    assert ((found - truth) ** 2).mean() == pytest.approx(measured["val_loss"], rel=1e-5)
+    group, template = groups.dihedral(4), templates.draw(config)
+    for row, (a, b, c) in enumerate(elements.tolist()[::37]):
+        moved = [group.orbit(template)[b], group.orbit(group.orbit(template)[c])[b]]
+        expected = [group.orbit(each)[a] for each in moved]
+        assert np.allclose(truth[37 * row], expected, atol=1e-6)
+
+
 # ------------------------------------------------------------------------------------------- how long they take
 
 

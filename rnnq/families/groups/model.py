@@ -298,6 +298,18 @@ class Groups(Family):
         return super().summary(config, curve) | known
 
 
+def predictions(config: GroupsConfig, params: dict[str, Tensor], elements: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """What one member's net outputs for tuples (V, k), and what it should: (V, outputs, n) each.
+
+    params: (1, ...), as in a checkpoint or a snapshot. `tuples.measured(config, "val")` gives tuples.
+    """
+    batch = Batch(config, rows_of(config, elements), Orbits([config]))
+    with torch.no_grad():
+        outputs, _ = nets.forward(config, params, batch.places, batch.orbit)
+    targets = [batch.places.target(batch.orbit, t)[0] for t in range(len(outputs))]
+    return torch.stack([y[0] for y in outputs], 1).numpy(), torch.stack(targets, 1).numpy()
+
+
 @lru_cache(maxsize=64)
 def initial_loss(config: GroupsConfig) -> float:
     """The loss of the untrained net on the tuples for validation."""
