@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # name -> module that has it (and its name there, when that differs)
 _EXPORTS = {
     "Adam": "rnnq.families.base",
+    "PerNeuron": "rnnq.families.base",
     "Config": "rnnq.config",
     "Family": "rnnq.families.base",
     "Metric": "rnnq.config",

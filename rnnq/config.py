@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import UnionType
@@ -38,6 +39,7 @@ class Config(BaseModel):
     seed_fields: ClassVar[tuple[str, ...]] = ("seed",)  # what may differ inside a group
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("loss", primary=True),)
     best_metric: ClassVar[str | None] = None  # the evaluated metric whose best step is kept as a checkpoint
+    unmarked: ClassVar[tuple[str, ...]] = ()  # fields on which nothing depends that is computed: in no fingerprint
 
     seed: int = Field(default=0, ge=0, lt=2**63)  # decides initial weights, data order and dropout
 
@@ -48,12 +50,16 @@ class Config(BaseModel):
 
     def label(self) -> str:
         """A short name for people: by default the fields that differ from their default."""
-        fields = self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.seed_fields))
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={*self.seed_fields, *self.unmarked})
         return ", ".join(f"{name}={value}" for name, value in fields.items()) or "defaults"
 
     def pack_key(self) -> str | None:
         """Equal exactly for configs that may train together as one pack; None when they never may."""
         return None
+
+    def snapshot_steps(self) -> Sequence[int]:
+        """Steps, ascending, whose weights are kept for figures over training; 0 is before any update."""
+        return ()
 
     def ends_with_steps(self) -> str | None:
         """Why a finished run cannot be trained further, such as a schedule that ends with its steps; None: it can."""
@@ -94,7 +100,7 @@ def to_json(config: Config) -> str:
 
 
 def _digest(family: str, config: Config, without: tuple[str, ...], start_from: str | None) -> str:
-    fields = config.model_dump(mode="json", exclude_defaults=True, exclude=set(without))
+    fields = config.model_dump(mode="json", exclude_defaults=True, exclude={*without, *config.unmarked})
     content = {"family": family, "version": config.version, "config": fields, "start_from": start_from}
     return hashlib.sha256(as_json(content).encode()).hexdigest()
 
@@ -154,10 +160,12 @@ def _validated(model: type[Config], values: Mapping[str, Any]) -> Config:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers from numpy become Python's own, so that a grid may come from numpy.linspace."""
+    """Numbers from numpy become Python's own, however deep, so that a grid may come from numpy.linspace."""
     if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
         return value.item()
-    return value
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, (list, tuple)) else value
 
 
 def _sentence(model: type[Config], item: Any) -> str:
@@ -168,7 +176,15 @@ def _sentence(model: type[Config], item: Any) -> str:
         return f"{name} is missing"
     own = item["type"] == "value_error"  # the words of a validator, after a prefix of pydantic's
     text = item["msg"].removeprefix("Value error, ") if own else item["msg"][:1].lower() + item["msg"][1:]
+    if item["type"] == "literal_error":
+        text += _did_you_mean(item)
     return f"{name}={item['input']!r}: {text}" if name else text
+
+
+def _did_you_mean(item: Any) -> str:
+    """The nearest of the words that a field may hold, where one is near."""
+    hint = nearest(str(item["input"]), re.findall(r"'([^']*)'", item["ctx"]["expected"]))
+    return f"; {hint}" if hint.startswith("did") else ""
 
 
 # ------------------------------------------------------------------------------------ what a stage stores

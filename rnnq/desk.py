@@ -147,6 +147,14 @@ class RunDesk:
             return  # no row could name the file, and the disk may be what is full
         self._keep(step, points, state)
 
+    def snapshot(self, step: int, state: Mapping[str, Any]) -> None:
+        """Weights, as an artifact. Waits for a database that is away: a snapshot comes but once. Raises LeaseLost."""
+        self._wait_for_the_database()
+        saved = self._file(step, state, "-snapshot")
+        engine, claim = self.holder.engine, self.claim
+        self._remove(self.holder.insist(lambda: queue.snapshot(engine, claim, asdict(saved))))
+        self.holder.watch("snapshot", {"claim": claim, "step": step, "path": saved.path})
+
     def _keep(self, step: int, points: Sequence[Point], state: Mapping[str, Any], insist: bool = False) -> None:
         self.waiting += points
         self.step = step

@@ -30,7 +30,7 @@ from rnnq.stored import Watch
 
 CHUNK = 500  # runs whose rows are changed in one transaction, so that nobody's heartbeat waits
 OLD = 3600.0  # seconds since the last write of a temporary file, after which nobody writes it any more
-LAST, BEST, OPEN = "last", "best", "of runs not done"
+LAST, BEST, OPEN, SNAPSHOTS = "last", "best", "of runs not done", "snapshots"
 UNNAMED, TEMPORARY, LOGS = "without a row", "temporary", "logs without a run"
 
 _OURS = re.compile(
@@ -170,11 +170,16 @@ _RUNS = f"""SELECT id, attempt, state, group_key, ended_at, checkpoint, checkpoi
             ORDER BY id"""
 
 
+_SNAPSHOTS = f"""SELECT path FROM artifacts JOIN runs ON runs.id = artifacts.run_id
+                 WHERE kind = 'snapshot' AND {stored.of_stage("")} ORDER BY artifacts.id"""
+
+
 def _look_at_stage(engine: Engine, info: StageInfo, found: Found, disk: Mapping[str, int], where: Home) -> None:
     rule = found.rules[info.name]
     with db.reading(engine) as connection:
         rows = connection.execute(text(_RUNS), {"stage": info.name}).all()
         lost_at, taken = _promoted(connection, info.name)
+        snapshots = connection.execute(text(_SNAPSHOTS), {"stage": info.name}).scalars().all()
     losing = _losing_groups(engine, info, rule, found) if rule.top else frozenset[str]()
     for row in rows:
         last, best = _path(row.checkpoint), _path(row.checkpoint_best)
@@ -185,6 +190,8 @@ def _look_at_stage(engine: Engine, info: StageInfo, found: Found, disk: Mapping[
             continue
         loses = row.group_key in losing if rule.top else row.ended_at <= lost_at and row.id not in taken
         _judge(row, last, best, loses, info.name, found, disk, where)
+    for path in snapshots:
+        found.count(info.name, SNAPSHOTS, False, disk.get(path, 0))  # asked for by the config: no rule takes them
 
 
 def _path(saved: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""The optimiser of a pack: every member has its own learning rate, step count, clip and schedule.
+"""The optimisers of a pack: every member has its own learning rate, step count, clip and schedule.
 
 Fused calls on views of the stacked parameters: one for each row of members that stand side by side, have one rate and
 are as many steps old, as the seeds of a config do. What a member is given does not depend on who is beside it, and
@@ -9,13 +9,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from rnnq.families.base import Adam
+from rnnq.errors import InputError
+from rnnq.families.base import Adam, PerNeuron, Spec
 
 VECTOR = 16  # floats of the widest registers: the numbers of a row beyond whole ones go another way
+
+
+def of(params: Mapping[str, Tensor], specs: Sequence[Spec]) -> FusedAdam | NeuronSGD:
+    """What updates these parameters. Raises InputError where the members' specs are not of one kind."""
+    adam = [spec for spec in specs if isinstance(spec, Adam)]
+    scaled = [spec for spec in specs if isinstance(spec, PerNeuron)]
+    if len(adam) == len(specs):
+        return FusedAdam(params, adam)
+    if len(scaled) == len(specs):
+        return NeuronSGD(params, scaled)
+    kinds = sorted({type(spec).__name__ for spec in specs})
+    raise InputError(f"a pack has optimisers of one kind, not {' and '.join(kinds)}", "pack_key is to tell them apart")
 
 
 class FusedAdam:
@@ -142,8 +156,95 @@ def clipped(gradients: Sequence[Tensor], most: Tensor) -> list[Tensor]:
     The formula is that of torch.nn.utils.clip_grad_norm_. A norm that is not finite scales nothing: the loss of such
     a member says soon enough that it diverged, and infinity times zero would hide where.
     """
+    scale = clip_scale(gradients, most)
+    return [_times(g, scale) for g in gradients]
+
+
+def clip_scale(gradients: Sequence[Tensor], most: Tensor) -> Tensor:
+    """What each member's gradients, (K, ...), are multiplied with by `clipped`, (K,)."""
     squares = [g.flatten(1).square().sum(1) for g in gradients]
     norm = torch.stack(squares).sum(0).sqrt()
     scale = (most / (norm + 1e-6)).clamp(max=1.0)
-    scale = scale.masked_fill(~torch.isfinite(norm), 1.0)  # torch.where would wait until a GPU has its 1.0
-    return [g * scale.view(-1, *[1] * (g.dim() - 1)) for g in gradients]
+    return scale.masked_fill(~torch.isfinite(norm), 1.0)  # torch.where would wait until a GPU has its 1.0
+
+
+def _times(gradient: Tensor, scale: Tensor) -> Tensor:
+    return gradient * scale.view(-1, *[1] * (gradient.dim() - 1))
+
+
+class NeuronSGD:
+    """Gradient descent with a rate for each neuron, and Adam for what no neuron owns.
+
+    params: {name: (K, ...)}; specs: one a member, of the same axes. A parameter whose gradient is absent is left alone.
+    """
+
+    def __init__(self, params: Mapping[str, Tensor], specs: Sequence[PerNeuron]) -> None:
+        self.names = list(params)
+        self.axes = dict(specs[0].axes)
+        unowned = [name for name in self.names if name not in self.axes]
+        problems = [f"no parameter is called {name}, whose neurons are named" for name in self.axes.keys() - {*params}]
+        if any(dict(spec.axes) != self.axes or (spec.rest is None) is not (not unowned) for spec in specs):
+            problems.append(f"{', '.join(unowned) or 'no parameter'} is without neurons: `rest` says how it learns")
+        if problems:
+            raise InputError(problems)
+        rests = [replace(spec.rest, clip=None) for spec in specs if spec.rest is not None]  # clipped with all others
+        self.rest = FusedAdam({name: params[name] for name in unowned}, rests) if unowned else None
+        self._bind(params, list(specs))
+
+    def _bind(self, params: Mapping[str, Tensor], specs: list[PerNeuron]) -> None:
+        self.specs = specs
+        self.params = {name: p.detach() for name, p in params.items()}
+        device = next(iter(params.values())).device
+        self._rates = torch.tensor([spec.lr for spec in specs], dtype=torch.float64, device=device)
+        self._halves = torch.tensor([[spec.exponent / 2] for spec in specs], device=device)
+        self._eps = torch.tensor([[spec.eps] for spec in specs], device=device)
+        clips = [math.inf if spec.clip is None else spec.clip for spec in specs]
+        self._clips = torch.tensor(clips, device=device) if min(clips) < math.inf else None
+
+    @torch.no_grad()
+    def update(
+        self, gradients: Sequence[Tensor | None], rows: Iterable[int] | None = None, done: Sequence[int] | None = None
+    ) -> None:
+        """One step of the members `rows`, or of all; see `FusedAdam.update`."""
+        given = {name: g for name, g in zip(self.names, gradients, strict=True) if g is not None}
+        rows = range(len(self.specs)) if rows is None else list(rows)
+        rates = self._rates
+        if len(rows) < len(self.specs):
+            rates = torch.zeros_like(rates).index_copy_(0, torch.tensor(rows, device=rates.device), rates[rows])
+        rates = rates.to(next(iter(self.params.values())).dtype)
+        scale = None if self._clips is None else clip_scale(list(given.values()), self._clips)
+        if self.rest is not None:
+            parts = [given.get(name) for name in self.rest.names]
+            self.rest.update([p if p is None or scale is None else _times(p, scale) for p in parts], rows, done)
+        if scale is not None:
+            rates = rates * scale
+        step = self._norms().pow(self._halves.to(rates.dtype)).mul_(-rates[:, None])
+        for name, axis in self.axes.items():
+            if name in given:
+                p = self.params[name]
+                p.addcmul_(given[name], step.view(len(p), *(-1 if at == axis else 1 for at in range(1, p.dim()))))
+
+    def _norms(self) -> Tensor:
+        """The squared norm of each neuron, (K, neurons)."""
+        found: Tensor | None = None
+        for name, axis in self.axes.items():
+            p = self.params[name]
+            squares = p.square().sum([at for at in range(1, p.dim()) if at != axis])
+            found = squares if found is None else found.add_(squares)
+        assert found is not None
+        return found.add_(self._eps.to(found.dtype))
+
+    def state(self, k: int) -> dict[str, Tensor]:
+        """Moments and step count of a member, as FusedAdam has them; nothing where all parameters have neurons."""
+        return {} if self.rest is None else self.rest.state(k)
+
+    def load(self, k: int, state: Mapping[str, Tensor]) -> None:
+        """Member k goes on from a state."""
+        if self.rest is not None:
+            self.rest.load(k, state)
+
+    def select(self, params: Mapping[str, Tensor], keep: Tensor) -> None:
+        """Only the members `keep`, an index on the device, go on; `params` are theirs."""
+        if self.rest is not None:
+            self.rest.select({name: params[name] for name in self.rest.names}, keep)
+        self._bind(params, [self.specs[k] for k in keep.tolist()])

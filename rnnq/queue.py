@@ -1041,6 +1041,23 @@ def record(
         return _let_go(connection, claim.run, before)
 
 
+@_fenced
+@db.retried
+def snapshot(engine: Engine, claim: Claim, saved: Saved) -> list[str]:
+    """Name a file of weights as the run's snapshot of a step, in place of one that an earlier attempt made there.
+
+    Returns the paths of files that are named no longer. Raises LeaseLost.
+    """
+    with db.transaction(engine) as connection:
+        _write(connection, claim, "steps_done = steps_done", {})  # fenced
+        of_step = "FROM artifacts WHERE run_id = :run AND kind = 'snapshot' AND step = :step"
+        values = {"run": claim.run, "step": saved["step"]}
+        old = [row.path for row in connection.execute(text(f"SELECT path {of_step}"), values)]
+        connection.execute(text(f"DELETE {of_step}"), values)
+        _insert_artifact(connection, claim.run, "snapshot", saved)
+    return [path for path in old if path != saved["path"]]
+
+
 @db.retried
 def record_together(
     engine: Engine, progress: Sequence[tuple[Claim, int, Sequence[Point]]], patience: float = db.BUSY

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rnnq import optimizer
 from rnnq.config import Config
 from rnnq.errors import Diverged, InputError, LeaseLost, RnnqError
 from rnnq.families.base import Family, Generator, Parent, State
-from rnnq.optimizer import FusedAdam
 
 Point = tuple[str, int, float]  # name, step, value
 Shrink = Callable[[int, int], int | None]  # members active, members held -> a smaller pack's size, or None
@@ -47,6 +47,9 @@ class Desk(Protocol):
 
     def save(self, step: int, points: Sequence[Point], state: Mapping[str, Any]) -> None:
         """New points and the whole state, to be kept on disk."""
+
+    def snapshot(self, step: int, state: Mapping[str, Any]) -> None:
+        """Weights at a step that the config names, to be kept for good."""
 
     def leave_behind(self, points: Sequence[Point]) -> None:
         """Points that were not handed over yet when training ends by an error."""
@@ -322,16 +325,27 @@ class Member:
 
 
 def _run(training: Training, pace: Pace, shrink: Shrink) -> Iterator[tuple[Member, Outcome]]:
+    yield from _keep_weights(training, [member for member in training.active if member.step == 0])
     # lost before it could say that it was done
     yield from training.close([m for m in training.active if m.is_at_end() or training.is_enough(m)])
     while training.active:
         for member, error in training.advance():
             yield training.end(member, error)
+        yield from _keep_weights(training, training.active)  # before the checkpoint that a resumed run begins from
         yield from training.close([m for m in training.active if m.is_at_end() or training.is_enough(m)])
         yield from _hand_over(training, pace)
         size = shrink(len(training.active), training.size) if training.frozen else None
         if size is not None:
             training.compact(size)
+
+
+def _keep_weights(training: Training, members: Sequence[Member]) -> Iterator[tuple[Member, Outcome]]:
+    """The snapshots that are due. A member that diverged or is no longer ours ends."""
+    for member in [member for member in members if member.step in training.snapshots[member]]:
+        try:
+            member.desk.snapshot(member.step, training.snapshot(member))
+        except (Diverged, LeaseLost) as error:
+            yield training.end(member, error)
 
 
 def _hand_over(training: Training, pace: Pace) -> Iterator[tuple[Member, Outcome]]:
@@ -391,12 +405,13 @@ class Training:
         # contiguous, as the fused optimiser walks through the memory of a row from its first element to its last
         self.params = {n: p.contiguous().requires_grad_() for n, p in self._stack([d.params for d in drawn]).items()}
         self.carried = self._stack([d.carried for d in drawn])
-        self.optimizer = FusedAdam(self.params, [family.optimizer(member.config) for member in members])
+        self.optimizer = optimizer.of(self.params, [family.optimizer(member.config) for member in members])
         decay, start = family.smoothing or (0.0, 0.0)
         self.decay = decay
         self.average = torch.full((self.size,), start, dtype=torch.float64, device=device)  # of the training loss
         self.busy = 0.0  # seconds spent in steps of this attempt
         self.loss_name = members[0].config.primary().name
+        self.snapshots = {member: frozenset(member.config.snapshot_steps()) for member in members}
         for k, member in enumerate(members):
             if member.resumed is not None:
                 self.optimizer.load(k, member.resumed["members"]["optimizer"])
@@ -574,6 +589,12 @@ class Training:
         """All tensors that row k stands for, by name."""
         parts = {f"{part}.{name}": t for part, tree in self._parts(k).items() for name, t in tree.items()}
         return parts | self.optimizer.state(k) | {"average": self.average[k : k + 1]}
+
+    def snapshot(self, member: Member) -> dict[str, Any]:
+        """A member's weights. Raises Diverged where they are not finite."""
+        params = self._parts(self.rows.index(member))["params"]
+        _refuse_nonfinite([params], member.step)
+        return {"step": member.step, "params": params}
 
     def state(self, member: Member) -> dict[str, Any]:
         """All that is needed to go on as if nothing had happened. Raises Diverged rather than keep a bad state."""

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 PACKS = Path(__file__).parent.parent / "benchmarks" / "packs.py"
+GROUPS = PACKS.with_name("groups.py")
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
@@ -25,3 +26,8 @@ def test_a_pack_of_eight_dispatches_an_eighth_of_the_operations_for_each_member(
     rows = [line for line in done.stdout.splitlines() if "/K" in line]
     assert len(rows) == 8
     assert not [line for line in rows if "MISSED" in line]
+
+
+def test_the_ordinary_script_and_the_family_groups_follow_one_curve_from_one_start() -> None:
+    done = subprocess.run([sys.executable, str(GROUPS), "--check"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.strip()) == (0, ""), done.stdout

@@ -36,7 +36,23 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {  # of every built-in family
         {"use_new_state": False, "use_old_state": True, "use_residual": False, "state_size": 32},
         dict.fromkeys(FLAGS, True) | {"n_layers": 3, "state_size": 512, "steps": 50_000, "seed": 9},
         {"lr": 3e-4, "corpus": "enwik8", "batch_size": 64, "window": 256, "log_every": 100, "eval_every": 500},
-    ]
+    ],
+    "groups": [
+        {},
+        {"seed": 1, "device": "cuda:1", "description": "in no fingerprint", "analysis": {"checkpoints": [0, 1]}},
+        {"data": {"p": 10, "k": 2, "template_type": "fourier", "n_freqs": 3, "seed": 5}, "model": {"hidden_dim": 64}},
+        {"data": {"p1": 10, "p2": 10, "k": 5, "seed": 5}, "training": {"mode": "offline", "optimizer": "adam"}},
+        {
+            "data": {
+                "group_name": "octahedral",
+                "template_type": "custom_fourier",
+                "powers": [0, 0, 0, 300, 500],
+                "k": 2,
+            },
+            "model": {"model_type": "TwoLayerNet", "hidden_dim": 1200, "init_scale": 1e-3},
+            "training": {"mode": "offline", "optimizer": "per_neuron", "learning_rate": 0.01},
+        },
+    ],
 }
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rnnq.families.base import Adam
-from rnnq.optimizer import FusedAdam, clipped
+from rnnq.errors import InputError
+from rnnq.families.base import Adam, PerNeuron
+from rnnq.optimizer import FusedAdam, clipped, of
 
 torch.set_num_threads(1)
 
@@ -110,3 +111,97 @@ def test_a_norm_that_is_not_finite_scales_nothing_and_no_other_member(bad: float
     for got, expected, g in zip(found, clean, gradients, strict=True):
         assert torch.equal(got[[0, 2]], expected[[0, 2]])
         assert torch.equal(got[1].nan_to_num(), g[1].nan_to_num())
+
+
+# ---------------------------------------------------------------------------------------------- rates by neurons
+
+NEURONS = (("0", 2), ("1", 1))
+RATES = (0.1, 0.3)
+
+
+def scaled(k: int, rest: Adam | None = None, clip: float | None = None) -> PerNeuron:
+    return PerNeuron(RATES[k % 2], -1.0 - k % 3, NEURONS, rest, clip)
+
+
+@pytest.mark.parametrize("rest", [None, Adam(0.01, clip=0.5)], ids=["all owned", "one by Adam"])
+@pytest.mark.parametrize("shapes", [[(10, 32), (32, 10), (32, 32)], [(5, 7), (7, 3), (7, 7)]], ids=["even", "odd"])
+def test_a_member_that_moves_by_its_neurons_moves_as_it_would_alone(
+    shapes: list[tuple[int, ...]], rest: Adam | None
+) -> None:
+    """With clips that bite and one that does not; a row that has ended stays; some gradients are absent."""
+    members, shapes = 5, shapes[: 3 if rest else 2]
+    specs = [scaled(k, rest, 0.7 if k % 2 else 1e6) for k in range(members)]
+    start = draw(shapes, members)
+    params = {name: p.clone() for name, p in start.items()}
+    together = of(params, specs)
+    lone = [{name: p[k : k + 1].clone() for name, p in start.items()} for k in range(members)]
+    alone = [of(lone[k], [specs[k]]) for k in range(members)]
+    for step in range(20):
+        found: list[Tensor | None] = list(draw(shapes, members, seed=step + 1).values())
+        if step % 5 == 2 and rest:
+            found[2] = None  # as W_mix has none for sequences of two elements
+        rows = list(range(members)) if step < 10 else [0, 2, 3, 4]
+        before = {name: p[1].clone() for name, p in params.items()}
+        together.update(found, rows)
+        for k in rows:
+            alone[k].update([None if g is None else g[k : k + 1].clone() for g in found])
+        assert len(rows) == members or all(torch.equal(params[name][1], p) for name, p in before.items())
+    for k in range(members):
+        assert all(torch.allclose(p[k], lone[k][name][0], rtol=1e-5) for name, p in params.items())
+        if shapes[0] == (10, 32):
+            assert all(torch.equal(p[k], lone[k][name][0]) for name, p in params.items()), "whole vectors: to the bit"
+        assert together.state(k).keys() == alone[k].state(0).keys()
+    assert bool(together.state(0)) == bool(rest)
+
+
+def test_a_neuron_moves_by_its_own_norm_and_the_clip_is_of_the_raw_gradient() -> None:
+    w_in, w_out = torch.tensor([[[3.0, 0.3]]]), torch.tensor([[[4.0], [0.4]]])  # norms 5 and 0.5
+    params = {"0": w_in, "1": w_out}
+    gradients = [torch.tensor([[[6.0, 6.0]]]), torch.tensor([[[8.0], [0.0]]])]  # of norm sqrt(136)
+    of(params, [PerNeuron(1.0, -2.0, NEURONS, clip=1.0)]).update(gradients)
+    share = 1 / (math.sqrt(136) + 1e-6)
+    assert w_in.flatten().tolist() == pytest.approx([3 - 6 * share / 25, 0.3 - 6 * share / 0.25], rel=1e-5)
+    assert w_out.flatten().tolist() == pytest.approx([4 - 8 * share / 25, 0.4], rel=1e-5)
+
+
+def test_what_adam_has_of_a_hybrid_goes_on_from_its_state() -> None:
+    shapes: list[tuple[int, ...]] = [(10, 32), (32, 10), (32, 32)]
+    spec = scaled(0, Adam(0.01))
+    steps = [list(draw(shapes, 1, seed=step).values()) for step in range(6)]
+    whole = draw(shapes, 1)
+    updates = of(whole, [spec])
+    for found in steps[:3]:
+        updates.update(found)
+    half, state = {name: p.clone() for name, p in whole.items()}, updates.state(0)
+    resumed = of(half, [spec])
+    resumed.load(0, state)
+    for found in steps[3:]:
+        updates.update(found)
+        resumed.update(found)
+    assert all(torch.equal(half[name], p) for name, p in whole.items())
+
+
+def test_members_that_go_on_keep_their_rates() -> None:
+    params = draw([(10, 32), (32, 10)], 4)
+    updates = of(params, [scaled(k) for k in range(4)])
+    keep = torch.tensor([1, 3])
+    kept = {name: p.index_select(0, keep) for name, p in params.items()}
+    updates.select(kept, keep)
+    expected = {name: p.clone() for name, p in kept.items()}
+    found = list(draw([(10, 32), (32, 10)], 2, seed=9).values())
+    updates.update(found)
+    of(expected, [scaled(1), scaled(3)]).update(found)
+    assert all(torch.equal(kept[name], p) for name, p in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        ([Adam(0.1), scaled(0)], "of one kind, not Adam and PerNeuron"),
+        ([PerNeuron(0.1, -1.0, (("0", 2), ("2", 1)))], "no parameter is called 2"),
+        ([PerNeuron(0.1, -1.0, (("0", 2),))], "1 is without neurons"),
+    ],
+)
+def test_specs_that_do_not_fit_are_refused(specs: list[Adam | PerNeuron], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        of(draw([(10, 32), (32, 10)], len(specs)), specs)

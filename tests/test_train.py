@@ -47,6 +47,7 @@ class Desk:
         self.saved: list[tuple[int, dict[str, Any]]] = []
         self.stop_at, self.lost_at = stop_at, lost_at
         self.asked = 0
+        self.kept: list[tuple[int, list[float]]] = []
 
     def record(self, step: int, points: Sequence[Point]) -> None:
         if self.lost_at is not None and step >= self.lost_at:
@@ -56,6 +57,11 @@ class Desk:
     def save(self, step: int, points: Sequence[Point], state: Mapping[str, Any]) -> None:
         self.recorded.append((step, list(points)))
         self.saved.append((step, dict(state)))
+
+    def snapshot(self, step: int, state: Mapping[str, Any]) -> None:
+        if self.lost_at is not None and step >= self.lost_at:
+            raise LeaseLost("run 1 attempt 1 is no longer ours")
+        self.kept.append((step, state["params"]["w"].flatten().tolist()))
 
     def leave_behind(self, points: Sequence[Point]) -> None:
         self.left = list(points)
@@ -642,3 +648,59 @@ def test_a_generator_whose_primary_metric_is_not_finite_diverges(value: float) -
 def test_any_seed_that_a_config_may_have_can_be_used(seed: int) -> None:
     assert run(counted, CountConfig(seed=seed), Desk()).finished
     assert run(Line(), LineConfig(seed=seed), Desk()).finished
+
+
+# ------------------------------------------------------------------------------------------------------- snapshots
+
+
+class PhotoConfig(LineConfig):
+    every: int = 6
+
+    def snapshot_steps(self) -> Sequence[int]:
+        return range(0, self.steps + 1, self.every)
+
+
+class Photo(Line):
+    Config = PhotoConfig
+    dropout = 0.0
+
+
+class Bursting(Photo):
+    """Its weights are no numbers any more after nine steps; its loss is not logged so soon."""
+
+    def loss(self, state: State, data: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        losses, carried = super().loss(state, data)
+        return losses * torch.where(data > 8, math.inf, 1.0), carried
+
+
+def test_weights_are_kept_at_the_steps_that_a_config_names() -> None:
+    desk = Desk()
+    outcome = run(Photo(), PhotoConfig(), desk)
+
+    assert [step for step, _ in desk.kept] == [0, 6, 12, 18]
+    assert desk.kept[0][1] == [0.0] * 3, "before any update"
+    assert 0 < desk.kept[1][1][0] < desk.kept[2][1][0]
+    assert outcome.finished
+    plain = run(Photo(), LineConfig(), Desk())
+    assert torch.equal(plain.state["members"]["params"]["w"], outcome.state["members"]["params"]["w"])
+
+
+def test_each_member_of_a_pack_has_steps_of_its_own_and_one_that_is_lost_ends_alone() -> None:
+    desks = [Desk(), Desk(lost_at=12), Desk()]
+    configs = [PhotoConfig(every=8), PhotoConfig(every=4), PhotoConfig(every=20)]
+    members = [Member(config, desk, 20) for config, desk in zip(configs, desks, strict=True)]
+    for desk in desks:  # lost when it keeps weights, not before
+        desk.record = lambda step, points: None  # type: ignore[method-assign]
+    ended = dict(train.together(Photo(), members, CPU, NEVER))
+
+    assert [[step for step, _ in desk.kept] for desk in desks] == [[0, 8, 16], [0, 4, 8], [0, 20]]
+    assert isinstance(ended[members[1]].error, LeaseLost)
+    assert ended[members[1]].step == 12
+    assert [ended[members[k]].finished for k in (0, 2)] == [True, True]
+
+
+def test_weights_that_are_no_numbers_are_not_kept_and_end_the_run() -> None:
+    desk = Desk()
+    with pytest.raises(Diverged, match="not finite at step 12"):
+        run(Bursting(), PhotoConfig(log_every=100), desk)
+    assert [step for step, _ in desk.kept] == [0, 6]

@@ -28,6 +28,11 @@ SMALL: dict[str, dict[str, Any]] = {
         "state_size": 8, "batch_size": 4, "window": 6, "steps": 40, "log_every": 3, "eval_every": 10, "n_layers": 2,
         "use_forget_gate": True, "use_old_state": True, "corpus": argparse.__file__,
     },
+    "groups": {
+        "data": {"p": 6, "k": 2, "template_type": "onehot", "mode": "sampled", "num_samples": 40, "batch_size": 16},
+        "model": {"hidden_dim": 8, "init_scale": 0.5},
+        "training": {"mode": "offline", "epochs": 14, "eval_every": 10, "optimizer": "hybrid", "scaling_factor": -1.0},
+    },
 }  # fmt: skip
 
 FAMILY = """

@@ -104,6 +104,11 @@ def _show_files(found: Mapping[str, Any]) -> None:
         if saved:
             size = f"{saved['bytes'] / 1e6:.1f} MB"
             output.say(f"{name}: {saved['path']} (step {saved['step']:,}, {size}, sha256 {saved['sha256'][:12]})")
+    kept = [one for one in found["artifacts"] if one["kind"] == "snapshot"]
+    if kept:
+        size = f"{sum(one['bytes'] for one in kept) / 1e6:.1f} MB"
+        steps = sorted(one["step"] for one in kept)
+        output.say(f"snapshots: {len(kept):,}, from step {steps[0]:,} to step {steps[-1]:,}, {size}")
 
 
 def _show_lineage(found: Mapping[str, Any]) -> None:

@@ -48,6 +48,25 @@ class Adam:
 
 
 @dataclass(frozen=True)
+class PerNeuron:
+    """Gradient descent with a rate for each neuron: lr times r^exponent, r the L2 norm of all that the neuron owns.
+
+    For a net in which a neuron's parameters times a change its part of the output by a^degree, the exponent
+    2 - degree makes all neurons grow at one pace, however small they begin.
+    """
+
+    lr: float
+    exponent: float
+    axes: tuple[tuple[str, int], ...]  # a parameter and which of its axes counts neurons, the members' being 0
+    rest: Adam | None = None  # for the parameters that no neuron owns; its clip is not asked
+    clip: float | None = None  # the largest L2 norm of all gradients together, before they are scaled
+    eps: float = 1e-12  # under the root of the norm
+
+
+Spec = Adam | PerNeuron
+
+
+@dataclass(frozen=True)
 class Parent:
     """The run that another one starts from, as its checkpoint has it; on the CPU, with a leading axis of one."""
 
@@ -130,7 +149,7 @@ class Family:
         """
         raise cannot_sample(self.name, "sample(self, state, configs, prompts, length, temperature, seeds)")
 
-    def optimizer(self, config: Any) -> Adam:
+    def optimizer(self, config: Any) -> Spec:
         """How a member's parameters are updated. By default Adam with the config's `lr`, or 1e-3."""
         return Adam(lr=float(getattr(config, "lr", 1e-3)))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rnnq.families.base import Adam, Curve, Family, Parent, State, cannot_sample, taken_over
+from rnnq.families.base import Curve, Family, Parent, Spec, State, cannot_sample, taken_over
 
 HELD = "module."  # before a name of the module, in what is carried: its buffers, its frozen parameters
 
@@ -108,9 +108,9 @@ class Single(Family):
         found = functional_call(method_of, held, rest)
         return found, held | method_of.left
 
-    def optimizer(self, config: Any) -> Adam:
+    def optimizer(self, config: Any) -> Spec:
         """The family's own."""
-        spec: Adam = self.inner.optimizer(config)
+        spec: Spec = self.inner.optimizer(config)
         return spec
 
     def summary(self, config: Any, curve: Curve) -> dict[str, Any]:

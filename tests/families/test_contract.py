@@ -9,11 +9,13 @@ only for configs that stack. (4 for the second and third level, 5 and 6 for the 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import itertools
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,12 +25,13 @@ import torch
 from torch import Tensor, nn
 
 import rnnq
-from rnnq import checkpoint, families
+from rnnq import checkpoint, families, optimizer
 from rnnq.checkpoint import Owner, Saved
-from rnnq.config import Config, parse, to_json
-from rnnq.families.base import Adam, Family, Generator, State
+from rnnq.config import Config, field_types, parse, to_json
+from rnnq.errors import InputError
+from rnnq.families.base import Family, Generator, Spec, State
 from rnnq.families.dynamics.config import FLAGS, DynamicsConfig
-from rnnq.optimizer import FusedAdam
+from rnnq.families.groups.config import GroupsConfig
 from rnnq.train import Every, Member, Outcome, Point, Training, together, train
 
 torch.set_num_threads(1)
@@ -113,6 +116,19 @@ class Case:
     make: Callable[[], Family | Generator]
     config: Config
     silent: Callable[[str], bool] = lambda name: False
+    places: Mapping[str, str] = field(default_factory=dict)  # where a nested config has what others have on top
+    bound: frozenset[str] = frozenset({"n_layers", "state_size", "batch_size", "window"})  # what shapes depend on
+
+    def changed(self, config: Any = None, **values: Any) -> Any:
+        """The config with other values of what most families have: seed, steps, lr, batch_size, state_size, ..."""
+        found = (config or self.config).model_dump(mode="json")
+        for name, value in values.items():
+            *folders, last = self.places.get(name, name).split(".")
+            part = found
+            for folder in folders:
+                part = part[folder]
+            part[last] = value
+        return parse(type(self.config), found)
 
     def run(self, desk: Notebook, config: Config | None = None, resumed: Mapping[str, Any] | None = None) -> Outcome:
         config = config or self.config
@@ -124,6 +140,7 @@ class Notebook:
 
     def __init__(self, every: Every = NEVER, stop_at: int | None = None, save: Any = None) -> None:
         self.points: list[Point] = []
+        self.snapshots: dict[int, dict[str, Any]] = {}
         self.every, self.stop_at, self.keep = every, stop_at, save
         self.steps = 0
 
@@ -134,6 +151,9 @@ class Notebook:
     def save(self, step: int, points: Sequence[Point], state: Mapping[str, Any]) -> None:
         self.record(step, points)
         self.keep(step, state)
+
+    def snapshot(self, step: int, state: Mapping[str, Any]) -> None:
+        self.snapshots[step] = dict(state)
 
     def wish(self) -> bool:
         self.steps += 1
@@ -163,7 +183,39 @@ def dynamics(code: str, **fields: Any) -> Case:
     return Case(lambda: families.find("dynamics"), config, silent)
 
 
+def groups(steps: int = STEPS, **fields: Any) -> Case:
+    """A small net on a small group."""
+    common = {"log_every": 3, "eval_every": 4, "learning_rate": 0.01, "save_param_interval": 5}
+    config = parse(
+        GroupsConfig,
+        {
+            "data": {"p": 8, "template_type": "onehot", "batch_size": 16} | fields.get("data", {}),
+            "model": {"hidden_dim": 16, "init_scale": 0.5} | fields.get("model", {}),
+            "training": common | {"num_steps": steps} | fields.get("training", {}),
+        },
+    )
+    places = {"lr": "training.learning_rate", "batch_size": "data.batch_size", "state_size": "model.hidden_dim"}
+    places |= {"steps": "training.num_steps", "eval_every": "training.eval_every"}
+    if config.training.mode == "offline":  # type: ignore[attr-defined]
+        places["steps"] = "training.epochs"
+    return Case(lambda: families.find("groups"), config, places=places, bound=GROUPS_BOUND)
+
+
+GROUPS_BOUND = frozenset({"data.p", "data.k", "data.batch_size", "model.hidden_dim"})
 CASES = {
+    "groups rnn": groups(),
+    "groups rnn all outputs": groups(model={"return_all_outputs": True, "transform_type": "multiplicative"}),
+    "groups hybrid": groups(training={"optimizer": "hybrid", "scaling_factor": -1.0}),
+    "groups mlp": groups(model={"model_type": "SequentialMLP"}, data={"k": 2, "batch_size": 64}),
+    "groups two layers": groups(
+        data={"group_name": "dihedral", "group_n": 4, "k": 2, "mode": "exhaustive", "batch_size": 64},
+        model={"model_type": "TwoLayerNet"},
+        training={"mode": "offline", "epochs": STEPS, "num_steps": None, "optimizer": "per_neuron"},
+    ),
+    "groups epochs": groups(
+        data={"mode": "sampled", "num_samples": 29, "batch_size": 8},  # four steps an epoch, the last one of 5 tuples
+        training={"mode": "offline", "epochs": STEPS // 4, "num_steps": None},
+    ),
     "dynamics ....N.R": dynamics("....N.R"),
     "dynamics IFOSNLR": dynamics("IFOSNLR", n_layers=2, seed=3),
     "dynamics .F.S.L.": dynamics(".F.S.L.", n_layers=3),
@@ -218,7 +270,7 @@ def test_1_a_config_survives_json_and_back_unchanged(name: str) -> None:
 def test_2_the_same_config_gives_the_same_numbers_twice_and_another_seed_gives_others(name: str) -> None:
     case = (CASES | GENERATORS)[name]
     desks = [Notebook(), Notebook(), Notebook()]
-    configs = [case.config, case.config, case.config.model_copy(update={"seed": 77})]
+    configs = [case.config, case.config, case.changed(seed=77)]
     outcomes = [case.run(desk, config) for desk, config in zip(desks, configs, strict=True)]
     curves = [desk.points + outcome.points for desk, outcome in zip(desks, outcomes, strict=True)]
 
@@ -298,15 +350,19 @@ def test_4_killed_after_any_checkpoint_and_resumed_equals_not_stopped(name: str,
 @pytest.mark.parametrize("name", CASES)
 def test_4_stopped_by_a_wish_again_and_again_equals_not_stopped(name: str, disk: Disk) -> None:
     case = CASES[name]
-    whole = case.run(Notebook())
+    quiet = Notebook()
+    whole = case.run(quiet)
     resumed: dict[str, Any] | None = None
     points: list[Point] = []
+    kept: dict[int, dict[str, Any]] = {}
     for steps in itertools.cycle([1, 4, 5, 7]):
         start = resumed["step"] if resumed else 0
         desk = Notebook(stop_at=start + steps)
         desk.steps = start
         outcome = case.run(desk, resumed=resumed)
         points += desk.points + outcome.points
+        assert not kept.keys() & desk.snapshots.keys(), "no snapshot is made twice"
+        kept |= desk.snapshots
         assert outcome.state is not None
         if outcome.finished:
             break
@@ -320,6 +376,8 @@ def test_4_stopped_by_a_wish_again_and_again_equals_not_stopped(name: str, disk:
     assert equal(outcome.best, whole.best)
     assert whole.state is not None
     assert points == [tuple(point) for point in whole.state["curve"]]
+    assert list(quiet.snapshots) == list(case.config.snapshot_steps())
+    assert equal(kept, quiet.snapshots)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -335,7 +393,7 @@ def test_4_a_finished_run_that_is_opened_again_is_finished(name: str, disk: Disk
     assert again.points == []
     assert equal(again.state, whole.state)
 
-    config = case.config.model_copy(update={"steps": STEPS + 5})
+    config = case.changed(steps=case.config.steps_total() + 5)  # offline these are epochs
     longer = case.run(Notebook(), config)
     extended = case.run(Notebook(), config, resumed=disk.load(disk.saved[0]))
     assert longer.state is not None
@@ -349,8 +407,9 @@ def test_4_a_finished_run_that_is_opened_again_is_finished(name: str, disk: Disk
 @pytest.mark.parametrize("name", PACKED)
 def test_5_a_pack_of_four_equals_four_singles_to_the_bit(name: str) -> None:
     """At a shape of whole SIMD lanes; at odd shapes a certificate decides, not this test."""
-    base = CASES[name].config.model_copy(update={"batch_size": 32, "state_size": 32})
-    configs = [base.model_copy(update={"seed": seed, "lr": lr}) for seed, lr in enumerate((0.01, 0.001, 0.1, 0.003))]
+    case = CASES[name]
+    base = case.changed(batch_size=32, state_size=32)
+    configs = [case.changed(base, seed=seed, lr=lr) for seed, lr in enumerate((0.01, 0.001, 0.1, 0.003))]
     make = CASES[name].make
     packed = steps_of(make(), configs, 12)  # type: ignore[arg-type]
     for k, config in enumerate(configs):
@@ -361,8 +420,9 @@ def test_5_a_pack_of_four_equals_four_singles_to_the_bit(name: str) -> None:
 @pytest.mark.parametrize("name", PACKED)
 def test_5_a_pack_of_eight_equals_eight_packs_of_one_after_200_steps(name: str) -> None:
     """Through the training loop: weights, optimiser, carried state, best, curve, random numbers."""
-    base = CASES[name].config.model_copy(update={"batch_size": 32, "state_size": 32, "steps": 200, "eval_every": 70})
-    configs = [base.model_copy(update={"seed": k, "lr": 0.001 * (1 + k // 2)}) for k in range(8)]
+    case = CASES[name]
+    base = case.changed(batch_size=32, state_size=32, steps=200, eval_every=70)
+    configs = [case.changed(base, seed=k, lr=0.001 * (1 + k // 2)) for k in range(8)]
 
     def trained(some: Sequence[Any]) -> list[Outcome]:
         members = [Member(config, Notebook(), 200) for config in some]  # type: ignore[arg-type]
@@ -381,12 +441,12 @@ def steps_of(family: Family, configs: Sequence[Any], steps: int) -> dict[str, Te
     drawn = family.init(configs)
     params = {name: p.requires_grad_() for name, p in drawn.params.items()}
     carried = drawn.carried
-    specs: list[Adam] = [family.optimizer(config) for config in configs]
-    optimizer = FusedAdam(params, specs)
+    specs: list[Spec] = [family.optimizer(config) for config in configs]
+    updates = optimizer.of(params, specs)
     losses = []
     for step in range(steps):
         loss, carried = family.loss(State(params, carried), family.batch(configs, [step] * len(configs)))
-        optimizer.update(torch.autograd.grad(loss.sum(), list(params.values()), allow_unused=True))
+        updates.update(torch.autograd.grad(loss.sum(), list(params.values()), allow_unused=True))
         losses.append(loss.detach())
     return {name: p.detach() for name, p in params.items()} | carried | {"losses": torch.stack(losses, 1)}
 
@@ -398,16 +458,24 @@ def test_6_the_pack_key_is_equal_only_for_configs_that_stack(name: str) -> None:
     family, base = case.make(), case.config
     assert isinstance(family, Family)
     same = []
-    for field, value in base.model_dump().items():
-        if field in ("use_new_state", "use_old_state", "corpus"):
-            continue
-        changed = base.model_copy(update={field: (not value) if isinstance(value, bool) else value * 2 + 1})
+    for name, changed in variants(case):
         if changed.pack_key() != base.pack_key():
             continue
-        same.append(field)
+        same.append(name)
         state = family.init([base, changed])
         assert all(p.shape[0] == 2 for p in [*state.params.values(), *state.carried.values()])
         losses, _ = family.loss(state, family.batch([base, changed], [0, 1]))
         assert losses.shape == (2,)
-    assert set(same) >= {"seed", "lr"}
-    assert not {"n_layers", "state_size", "batch_size", "window"} & set(same)
+    assert set(same) >= {"seed", case.places.get("lr", "lr")}
+    assert not case.bound & set(same)
+
+
+def variants(case: Case) -> Iterator[tuple[str, Any]]:
+    """The config with one field changed, for each number and flag of which another value is valid."""
+    for name in field_types(type(case.config)):
+        value = functools.reduce(lambda part, place: part[place], name.split("."), case.config.model_dump(mode="json"))
+        if not isinstance(value, (bool, int, float)):
+            continue
+        other = (not value) if isinstance(value, bool) else value * 2 + 1
+        with contextlib.suppress(InputError):
+            yield name, case.changed(**{name: other})
