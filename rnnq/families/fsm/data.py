@@ -20,7 +20,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ from rnnq.errors import DataError
 from rnnq.families.fsm import machines
 from rnnq.families.fsm.config import Machines
 from rnnq.families.fsm.machines import SHIFT, Bytes, Ints, Stream, Tell
+
+if TYPE_CHECKING:
+    from rnnq.families.fsm.baselines import Scores
 
 VOCABULARY = 21
 N_STATES = 8  # tokens 0 to 7
@@ -190,6 +193,7 @@ class Dataset:
         content = manifest["content"]
         lengths = arrays["lengths"].ravel().astype(np.int64)
         bounds = (np.cumsum(lengths) - lengths).reshape(arrays["lengths"].shape)
+        self._scores: dict[str, Scores] = {}
         self._splits, begin = {}, 0
         for split in SPLITS:
             rows = slice(begin, begin + content[f"n_{split}"])
@@ -214,6 +218,22 @@ class Dataset:
     def test(self) -> Split:
         """What nothing is chosen by."""
         return self._splits["test"]
+
+    def scores(self, split: str) -> Scores:
+        """What shortcuts and the solver reach with the picks that evaluation shows; kept beside the data."""
+        from rnnq.families.fsm import baselines
+
+        if split not in self._scores:
+            self._scores[split] = baselines.kept_scores(self[split], self.folder)
+        return self._scores[split]
+
+    def ceiling(self, split: str) -> float:
+        """The accuracy of the teacher-forced solver that knows the demonstrations only."""
+        return self.scores(split).ceiling
+
+    def shortcut(self, split: str) -> float:
+        """The accuracy of the best of the shortcuts U, A and S."""
+        return self.scores(split).shortcut
 
 
 def _longest(lengths: NDArray[Any], demos: int) -> int:
@@ -268,11 +288,16 @@ def _read(config: Machines, folder: Path) -> Dataset | None:
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
         names = manifest["arrays"]
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
+        arrays = {name: _mapped(folder / f"{name}.npy") for name in names}
         whole = manifest["content"] == config.content() and manifest["sha256"] == _sha256(arrays)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     return Dataset(f"{config.data_name()} {folder.name[-8:]}", folder, arrays, manifest) if whole else None
+
+
+def _mapped(path: Path) -> NDArray[Any]:
+    """An array of a file, read when it is looked at. Of the plain type: numpy's memmap is slow to index."""
+    return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # type: ignore[no-any-return]
 
 
 def _sha256(arrays: dict[str, NDArray[Any]]) -> str:
