@@ -20,7 +20,7 @@ from rnnq.families.fsm.config import Config
 from rnnq.families.fsm.data import PAD, Split
 
 Ints = NDArray[np.int64]
-Masks = Callable[[Config, int, int, int, "Chance"], list[Tensor]]
+Masks = Callable[[Config, int, int, int, "Chance"], list[Tensor]]  # of one member, for T, B and L
 
 BLOCK = 32  # steps that are read at once
 
@@ -66,6 +66,12 @@ class Batch:
     answers: Tensor
     weights: Tensor
     masks: tuple[Tensor, ...]
+
+    def flat_places(self) -> Tensor:
+        """The places as rows of (T, K, B), laid flat: (K, B L)."""
+        members, sequences, _ = self.places.shape
+        row = torch.arange(members * sequences, device=self.places.device).view(members, sequences, 1)
+        return (self.places * (members * sequences) + row).view(members, -1)
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device, without waiting for the copy."""
@@ -180,4 +186,18 @@ def _side_by_side(members: Sequence[list[Tensor]]) -> list[Tensor]:
         return []
     whole = [each or [torch.ones_like(mask) for mask in most] for each in members]
     places = [1] * (len(most) - 1) + [0]
-    return [torch.stack(parts, place) for parts, place in zip(zip(*whole, strict=True), places, strict=True)]
+    stack = torch.stack if len(members) > 1 else _alone
+    return [stack(parts, place) for parts, place in zip(zip(*whole, strict=True), places, strict=True)]
+
+
+def _alone(parts: Sequence[Tensor], place: int) -> Tensor:
+    return parts[0].unsqueeze(place)  # without a copy
+
+
+def masks(config: Config, steps: int, sequences: int, queried: int, chance: Chance) -> list[Tensor]:
+    """What one member of a recurrent net drops: of the embedding, of each layer but the last, of what is read out."""
+    if config.dropout == 0:
+        return []
+    shape = (steps, sequences, config.d_model)
+    inner = [chance.kept(shape, config.dropout) for _ in range(config.n_layers)]
+    return [*inner, chance.kept((sequences * queried, config.d_model), config.dropout)]

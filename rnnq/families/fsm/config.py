@@ -126,7 +126,7 @@ LEARNERS = ("lstm", "rnn", "rnn_seed", "gru", "transformer")
 SHORTCUTS = ("shortcut_u", "shortcut_a", "shortcut_s")
 BASELINES = ("solver", *SHORTCUTS)  # they learn nothing: their runs take no steps
 
-_SCORES = (
+_SCORES: tuple[tuple[str, str, Literal["min", "max"]], ...] = (
     ("loss", "nats/token", "min"),  # of what is said with true states before it, mean over all tokens of the split
     ("acc", "", "max"),  # tokens that are right, again with true states before each
     ("seq_acc", "", "max"),  # samples in which all of them are right
@@ -142,8 +142,8 @@ class Config(Machines):
 
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("loss", "nats/token"),  # of training: a running mean over batches, with dropout
-        *(Metric(f"val_{name}", unit, better, name == "loss") for name, unit, better in _SCORES),  # type: ignore
-        *(Metric(f"test_{name}", unit, better) for name, unit, better in _SCORES),  # type: ignore
+        *(Metric(f"val_{name}", unit, better, name == "loss") for name, unit, better in _SCORES),
+        *(Metric(f"test_{name}", unit, better) for name, unit, better in _SCORES),
         Metric("best_step", "steps"),  # of the lowest val_loss: what val_* and test_* of a summary are of
         Metric("val_loss_last", "nats/token"),  # at the last evaluation, and so the next two
         Metric("val_acc_last", "", "max"),

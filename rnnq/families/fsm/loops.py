@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from rnnq.families.base import State
-from rnnq.families.fsm import batches, readout
+from rnnq.families.fsm import readout
 from rnnq.families.fsm.batches import Batch
+from rnnq.families.fsm.batches import masks as masks
 from rnnq.families.fsm.config import Config
 from rnnq.families.fsm.data import VOCABULARY
 
@@ -46,15 +47,6 @@ def draw(config: Config, generator: torch.Generator) -> Params:
 def carries_dropped(config: Config, layer: int) -> bool:
     """Whether dropout falls on the very state that a layer carries on."""
     return config.model == "rnn_seed" and layer + 1 < config.n_layers
-
-
-def masks(config: Config, steps: int, sequences: int, queried: int, chance: batches.Chance) -> list[Tensor]:
-    """What one member drops at one step: of the embedding, of each layer but the last, and of what is read out."""
-    if config.dropout == 0:
-        return []
-    shape = (steps, sequences, config.d_model)
-    inner = [chance.kept(shape, config.dropout) for _ in range(config.n_layers)]
-    return [*inner, chance.kept((sequences * queried, config.d_model), config.dropout)]
 
 
 # ------------------------------------------------------------------------------------------- one step after another
@@ -126,7 +118,7 @@ def gradients(config: Config, params: Params, batch: Batch) -> tuple[Tensor, Par
     """The losses (K,) and the gradient of every parameter."""
     dropped = batch.masks[:-1]
     inputs, states, carried = forward(config, params, batch.tokens, dropped)
-    places = _places(batch)
+    places = batch.flat_places()
     top = inputs[-1].view(-1, config.d_model)
     features = top.index_select(0, places.view(-1)).view(*places.shape, config.d_model)
     losses, found, d_features = readout.gradients(params["head"], features, batch)
@@ -139,13 +131,6 @@ def gradients(config: Config, params: Params, batch: Batch) -> tuple[Tensor, Par
         d *= dropped[0]
     found["embed"] = _embedding_gradient(batch.tokens, d)
     return losses, {name: found[name] for name in params}
-
-
-def _places(batch: Batch) -> Tensor:
-    """Where in (T, K, B), laid flat, each member's next states are asked for: (K, B L)."""
-    members, sequences, _ = batch.places.shape
-    row = torch.arange(members * sequences, device=batch.places.device).view(members, sequences, 1)
-    return (batch.places * (members * sequences) + row).view(members, -1)
 
 
 def _back(
@@ -210,7 +195,7 @@ def losses(config: Config, params: Params, batch: Batch) -> Tensor:
             outputs.append(h * mask[t] if mask is not None and carries_dropped(config, layer) else h)
         x = torch.stack(outputs)
         x = x * mask if mask is not None and not carries_dropped(config, layer) else x
-    places = _places(batch)
+    places = batch.flat_places()
     features = x.reshape(-1, config.d_model).index_select(0, places.view(-1)).view(*places.shape, config.d_model)
     return readout.losses(params["head"], features, batch)
 
@@ -235,8 +220,8 @@ def logits(config: Config, params: Params, tokens: Tensor, places: Tensor) -> Te
     return said.view(members, sequences, queried, -1)
 
 
-def begin(config: Config, params: Params, tokens: Tensor) -> State:
-    """What is carried behind a beginning that all members share: (T, B), T at least 1."""
+def begin(config: Config, params: Params, tokens: Tensor, more: int) -> State:
+    """What is carried behind a beginning that all members share: (T, B), T at least 1; `more` steps are to follow."""
     found = layers(config, params, tokens)
     last = {f"h{number}": found[f"h{number}"][-1] for number in range(1, config.n_layers + 1)}
     return State(params, last)
