@@ -38,26 +38,27 @@ class Chance:
         return found
 
     def kept(self, shape: tuple[int, ...], dropout: float) -> Tensor:
-        """What inverted dropout multiplies with: zero, or one over the part that is kept.
-
-        That part is a whole number of 65,536ths.
-        """
-        drop = round(dropout * 65536)
+        """Which numbers dropout leaves: True for a part of 1 - dropout, in whole 65,536ths."""
         count = math.prod(shape)
         words = self.bits.random_raw(-(-count // 4)).astype("<u8", copy=False).view("<u2")[:count]
-        scale = np.float32(65536 / (65536 - drop))
-        return torch.from_numpy(np.multiply(words >= drop, scale, dtype=np.float32).reshape(shape))
+        return torch.from_numpy(words >= _dropped(dropout)).view(shape)
+
+
+def _dropped(dropout: float) -> int:
+    return round(dropout * 65536)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences of K members side by side, time first, and what is asked for in them.
+    """Sequences of K members side by side, and what is asked for in them.
 
-    tokens    (T, K, B)         the input of each step
-    places    (K, B, L)         after which step each next state is to be said
-    answers   (K, B L)          which state it is
-    weights   (K, B L)          one over how many are asked for, or zero where there is none
-    masks     (..., K, ..., D)  what dropout multiplies with; the last one, (K, B L, D), is of what is read out
+    tokens    (K, T, B)        the input of each step
+    places    (K, B, L)        after which step each next state is to be said
+    answers   (K, B L)         which state it is
+    weights   (K, B L)         one over how many are asked for, or zero where there is none
+    masks     (K, T, B, D)     what dropout leaves of the embedding and of each layer but the last; and, last,
+              (K, B L, D)      of what is read out
+    scales    (K,)             what the rest is multiplied with
     """
 
     config: Config  # the sizes that all members share
@@ -66,12 +67,20 @@ class Batch:
     answers: Tensor
     weights: Tensor
     masks: tuple[Tensor, ...]
+    scales: Tensor
 
     def flat_places(self) -> Tensor:
-        """The places as rows of (T, K, B), laid flat: (K, B L)."""
-        members, sequences, _ = self.places.shape
-        row = torch.arange(members * sequences, device=self.places.device).view(members, sequences, 1)
-        return (self.places * (members * sequences) + row).view(members, -1)
+        """The places as rows of (K, T, B), laid flat: (K, B L)."""
+        members, steps, sequences = self.tokens.shape
+        row = torch.arange(sequences, device=self.places.device)[:, None]
+        first = torch.arange(members, device=self.places.device)[:, None, None] * (steps * sequences)
+        return (first + self.places * sequences + row).view(members, -1)
+
+    def mask(self, number: int, out: Tensor | None = None) -> Tensor:
+        """What dropout multiplies with: zero or the scale, as numbers, in `out` where one is given."""
+        mask = self.masks[number]
+        found = torch.empty(mask.shape, device=mask.device) if out is None else out
+        return found.copy_(mask).mul_(self.scales.view(-1, *[1] * (mask.dim() - 1)))
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device, without waiting for the copy."""
@@ -79,7 +88,7 @@ class Batch:
         def there(tensor: Tensor) -> Tensor:
             return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-        named = {name: there(getattr(self, name)) for name in ("tokens", "places", "answers", "weights")}
+        named = {name: there(getattr(self, name)) for name in ("tokens", "places", "answers", "weights", "scales")}
         return replace(self, **named, masks=tuple(map(there, self.masks)))
 
 
@@ -158,40 +167,23 @@ class Feed:
 
 def stacked(configs: Sequence[Config], drawn: Sequence[Drawn], steps: Sequence[int], masks: Masks) -> Batch:
     """One batch of all members, and what each of them drops at its step."""
-    tokens = torch.from_numpy(np.stack([one.inputs.T for one in drawn], 1))
     asked = torch.from_numpy(np.stack([one.asked.ravel() for one in drawn]))
-    weights = asked / asked.sum(1, keepdim=True)
     first = drawn[0]
-    dropped = [
+    kept = [
         masks(config, first.inputs.shape[1], *first.places.shape, Chance("dropout", config.seed, step))
         for config, step in zip(configs, steps, strict=True)
     ]
+    most = max(kept, key=len)  # a member without dropout, beside others, keeps all
+    kept = [each or [torch.ones_like(mask) for mask in most] for each in kept]
     return Batch(
         configs[0],
-        tokens,
+        torch.from_numpy(np.ascontiguousarray(np.stack([one.inputs for one in drawn]).transpose(0, 2, 1))),
         torch.from_numpy(np.stack([one.places for one in drawn])),
         torch.from_numpy(np.stack([one.answers.ravel() for one in drawn])),
-        weights,
-        tuple(_side_by_side(dropped)),
+        asked / asked.sum(1, keepdim=True),
+        tuple(torch.stack(parts) for parts in zip(*kept, strict=True)),
+        torch.tensor([65536 / (65536 - _dropped(config.dropout)) for config in configs]),
     )
-
-
-def _side_by_side(members: Sequence[list[Tensor]]) -> list[Tensor]:
-    """The masks of all members: (T, B, D) -> (T, K, B, D), and the last (B L, D) -> (K, B L, D).
-
-    A member without dropout, beside others, multiplies with one.
-    """
-    most = max(members, key=len)
-    if not most:
-        return []
-    whole = [each or [torch.ones_like(mask) for mask in most] for each in members]
-    places = [1] * (len(most) - 1) + [0]
-    stack = torch.stack if len(members) > 1 else _alone
-    return [stack(parts, place) for parts, place in zip(zip(*whole, strict=True), places, strict=True)]
-
-
-def _alone(parts: Sequence[Tensor], place: int) -> Tensor:
-    return parts[0].unsqueeze(place)  # without a copy
 
 
 def masks(config: Config, steps: int, sequences: int, queried: int, chance: Chance) -> list[Tensor]:

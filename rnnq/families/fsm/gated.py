@@ -45,13 +45,12 @@ def draw(config: Config, generator: torch.Generator) -> Params:
 
 def losses(config: Config, params: Params, batch: Batch) -> Tensor:
     """The training loss (1,)."""
-    dropped = [mask[:, 0] for mask in batch.masks[:-1]]
-    x = _embedded(params, batch.tokens[:, 0])
-    x = x * dropped[0] if dropped else x
+    x = _embedded(params, batch.tokens[0])
+    x = x * batch.mask(0)[0] if batch.masks else x
     for layer in range(config.n_layers):
         x, _ = _run(config, params, layer, x, _zero(config, x))
-        if dropped and layer + 1 < config.n_layers:
-            x = x * dropped[layer + 1]
+        if batch.masks and layer + 1 < config.n_layers:
+            x = x * batch.mask(layer + 1)[0]
     features = x.reshape(-1, config.d_model).index_select(0, batch.flat_places()[0])
     return readout.losses(params["head"], features[None], batch)
 
@@ -87,17 +86,17 @@ def _run(
 
 
 def layers(config: Config, params: Params, tokens: Tensor) -> dict[str, Tensor]:
-    """All states of each layer, without dropout: (T, B) -> (T, 1, B, D).
+    """All states of each layer, without dropout: (T, B) -> (1, T, B, D).
 
     "h1" and "c1" are the hidden state and, of an LSTM, the cell of the first layer; "embed" is its input.
     """
     x = _embedded(params, tokens)
-    found = {"embed": x[:, None]}
+    found = {"embed": x[None]}
     for layer in range(config.n_layers):
         out, _ = _run(config, params, layer, x, _zero(config, x))
-        found[f"h{layer + 1}"] = out[:, None]
+        found[f"h{layer + 1}"] = out[None]
         if config.model == "lstm":
-            found[f"c{layer + 1}"] = _cells(params, layer, x, out)[:, None]
+            found[f"c{layer + 1}"] = _cells(params, layer, x, out)[None]
         x = out
     return found
 

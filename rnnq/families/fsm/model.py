@@ -155,4 +155,4 @@ def hidden_states(config: Config, params: dict[str, Tensor], tokens: Tensor) -> 
     one. The state that says the token at place t of the targets stands at t.
     """
     found: dict[str, Tensor] = NETS[config.model].layers(config, params, tokens.t())
-    return {name: states[:, 0].transpose(0, 1) for name, states in found.items()}
+    return {name: states[0].transpose(0, 1) for name, states in found.items()}

@@ -30,7 +30,7 @@ def losses(head: Tensor, features: Tensor, batch: Batch, bias: Tensor | None = N
     Weights are 1/n, or zero where nothing is asked for: so that every batch has one shape.
     """
     if batch.masks:
-        features = features * batch.masks[-1]
+        features = features * batch.mask(-1)
     said = torch.bmm(features, head)
     said = said if bias is None else said + bias
     likely = functional.log_softmax(said, -1)
@@ -40,7 +40,7 @@ def losses(head: Tensor, features: Tensor, batch: Batch, bias: Tensor | None = N
 def gradients(head: Tensor, features: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """The losses (K,), the gradient of the head, and that of the features (K, B L, D); in closed form."""
     if batch.masks:
-        features = features * batch.masks[-1]
+        features = features * batch.mask(-1)
     likely = functional.log_softmax(torch.bmm(features, head), -1)
     answers = batch.answers[..., None]
     found = -(likely.gather(-1, answers)[..., 0] * batch.weights).sum(1)
@@ -49,5 +49,5 @@ def gradients(head: Tensor, features: Tensor, batch: Batch) -> tuple[Tensor, dic
     d *= batch.weights[..., None]
     back = torch.bmm(d, head.transpose(1, 2))
     if batch.masks:
-        back *= batch.masks[-1]
+        back *= batch.mask(-1)
     return found, {"head": torch.bmm(features.transpose(1, 2), d)}, back

@@ -51,7 +51,7 @@ def masks(config: Config, steps: int, sequences: int, queried: int, chance: batc
 def losses(config: Config, params: Params, batch: Batch) -> Tensor:
     """The training loss (1,)."""
     own = _alone(params)
-    x = functional.embedding(batch.tokens[:, 0].t(), own["embed"])
+    x = functional.embedding(batch.tokens[0].t(), own["embed"])
     turns = _turns(config, 0, x.shape[1], x.device)
     for layer in range(config.n_layers):
         x = _layer(config, own, layer, x, turns, config.dropout)[0]
@@ -122,19 +122,19 @@ def _layer(
 
 
 def layers(config: Config, params: Params, tokens: Tensor) -> dict[str, Tensor]:
-    """What each layer puts out, "h1" the first: (T, B) -> (T, 1, B, D), without dropout; and "embed"."""
+    """What each layer puts out, "h1" the first: (T, B) -> (1, T, B, D), without dropout; and "embed"."""
     own = _alone(params)
     x = functional.embedding(tokens.t(), own["embed"])
     found, turns = {"embed": x}, _turns(config, 0, len(tokens), x.device)
     for layer in range(config.n_layers):
         x = _layer(config, own, layer, x, turns)[0]
         found[f"h{layer + 1}"] = x
-    return {name: each.transpose(0, 1)[:, None] for name, each in found.items()}
+    return {name: each.transpose(0, 1)[None] for name, each in found.items()}
 
 
 def logits(config: Config, params: Params, tokens: Tensor, places: Tensor) -> Tensor:
     """What is said at some places: (T, B), (B, L) -> (1, B, L, C)."""
-    x = layers(config, params, tokens)[f"h{config.n_layers}"][:, 0]
+    x = layers(config, params, tokens)[f"h{config.n_layers}"][0]
     return _said(_alone(params), x[places, torch.arange(len(places), device=places.device)[:, None]])[None]
 
 
