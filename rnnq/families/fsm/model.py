@@ -84,9 +84,7 @@ class Automata(Family):
             return state.params["embed"].sum((1, 2)), {}
         return NETS[data.config.model].losses(data.config, state.params, data), {}
 
-    def gradients(
-        self, state: State, data: Batch | None
-    ) -> tuple[Tensor, dict[str, Tensor | None], dict[str, Tensor]]:
+    def gradients(self, state: State, data: Batch | None) -> tuple[Tensor, dict[str, Tensor | None], dict[str, Tensor]]:
         """In closed form for the plain recurrent nets, else autograd's."""
         net = None if data is None else NETS[data.config.model]
         with without_denormals():
