@@ -291,11 +291,14 @@ def kept_scores(split: Split, folder: Path) -> Scores:
     """The scores of a split, from a file beside its data; reckoned and written there when it has none."""
     path = folder / f"scores-{_FORMAT}-{split.name}.json"
     try:
-        return Scores(**json.loads(path.read_text()))
+        kept = Scores(**json.loads(path.read_text()))
+        if all(value is None or isinstance(value, (int, float)) for value in asdict(kept).values()):
+            return kept
     except (OSError, ValueError, TypeError):  # there is none, or it is damaged, or has other fields
-        found = scores(split)
-        _keep(path, found)
-        return found
+        pass
+    found = scores(split)
+    _keep(path, found)
+    return found
 
 
 def _keep(path: Path, found: Scores) -> None:

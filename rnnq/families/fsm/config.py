@@ -13,8 +13,6 @@ from rnnq.errors import DataError
 
 SIZE_LIMIT = 2**31  # steps that all walks of one set of data may have together, and about as many bytes on the disk
 
-_NOT_CONTENT = ("seed", "max_seq_len")  # fields that change nothing of the data
-
 
 class Machines(config.Config):
     """Data of one kind of machine: how many of each split, and how long the walks through them are."""
@@ -22,15 +20,16 @@ class Machines(config.Config):
     states: int = Field(default=5, ge=2, le=8)
     actions: int = Field(default=5, ge=1, le=10)
     absorbing: bool = False  # one state, drawn for each machine, keeps every action to itself
-    demos: int = Field(default=3, ge=1, le=8)  # demonstrations that a sequence shows, of the `states` that there are
+    # demonstrations that a sequence shows, of the `states` that there are
+    demos: int = Field(default=3, ge=1, le=8, validate_default=True)
     demo_length: int | None = Field(default=None, ge=1, le=10_000)  # steps; none: int(S A ln(S A))
     query_length: int | None = Field(default=None, ge=1, le=10_000)  # steps; none: the same
     length_variation: float = Field(default=0.2, ge=0, lt=1)  # each length is drawn within this part of it
     data_split: Literal["disjoint", "stream"] = "disjoint"  # stream: as the published study has it; machines recur
     data_seed: int = Field(default=42, ge=0, lt=2**63)  # decides the machines and walks; of the group, unlike `seed`
-    n_train: int = Field(default=6000, ge=1, le=10_000_000)  # samples, and so below
-    n_val: int = Field(default=2000, ge=1, le=10_000_000)
-    n_test: int = Field(default=2000, ge=1, le=10_000_000)
+    n_train: int = Field(default=6000, ge=1, le=1_000_000)  # samples, and so below
+    n_val: int = Field(default=2000, ge=1, le=1_000_000)
+    n_test: int = Field(default=2000, ge=1, le=1_000_000)
     max_seq_len: int | None = Field(default=None, ge=1)  # tokens; a longer sequence is refused
     permute_tokens: bool = False  # each sample has ids of its own, out of all 8 states and 10 actions
 
@@ -91,7 +90,8 @@ class Machines(config.Config):
     def content(self) -> dict[str, object]:
         """What decides the data, with the lengths worked out: equal for configs that have the same data."""
         demo, query = self.base_lengths()
-        fields = {name: getattr(self, name) for name in Machines.model_fields if name not in _NOT_CONTENT}
+        fields = {name: getattr(self, name) for name in Machines.model_fields if name not in Config.model_fields}
+        del fields["max_seq_len"]  # it changes nothing of the data
         return fields | {"demo_length": demo, "query_length": query}
 
     def data_name(self) -> str:

@@ -10,6 +10,7 @@ The cache folder of the data has a folder for each set of data, named by a hash 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -44,6 +45,7 @@ EOS, QUERY, PAD = 18, 19, 20
 SPLITS = ("train", "val", "test")
 
 _FORMAT = 1  # of the cache: raised when its files, or what `disjoint` draws, change
+_LEFT_OVER = 86_400.0  # seconds after which nobody is still writing to what is called .part
 _TOLD_AFTER = 2.0  # seconds; then whoever waits is told, and every 10 s from then on
 
 
@@ -319,7 +321,20 @@ def _made(config: Machines, folder: Path) -> Dataset:
         _write(config, aside, arrays)
         return _settled(config, aside, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
+        for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
+            with contextlib.suppress(FileNotFoundError):  # or another has removed it
+                if left.stat().st_mtime < time.time() - _LEFT_OVER:
+                    _remove(left)
+
+
+def _remove(path: Path) -> None:
+    """A folder or a file, if it is there. What cannot be removed stays: it is in nobody's way."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _settled(config: Machines, aside: Path, folder: Path) -> Dataset:
@@ -339,7 +354,7 @@ def _settled(config: Machines, aside: Path, folder: Path) -> Dataset:
             folder.rename(damaged)
         except FileNotFoundError:
             continue
-        shutil.rmtree(damaged, ignore_errors=True)
+        _remove(damaged)
     raise OSError("what is written there does not come back as it was")
 
 
@@ -384,25 +399,26 @@ def build(config: Machines, tell: Tell = lambda done: None) -> dict[str, NDArray
 def _stream(config: Machines, tell: Tell) -> dict[str, NDArray[Any]]:
     """As the published study makes them: three Mersenne twisters, one seed, the splits one after the other."""
     seed, n, states, actions = config.data_seed, config.samples(), config.states, config.actions
-    tables, order = machines.stream_machines(seed, n, states, actions, config.absorbing)
+    tables, order = machines.stream_machines(seed, n, states, actions, config.absorbing, _between(tell, 0.0, 0.4))
     lengths, starts = machines.stream_lengths(seed, n, states, config.base_lengths(), config.length_variation)
     choices = machines.Mersenne(seed).below(actions, int(lengths.sum()))
-    steps = machines.walk(tables, order, lengths, starts, choices, tell)
+    steps = machines.walk(tables, order, lengths, starts, choices, _between(tell, 0.4, 1.0))
     picks = [machines.stream_picks(seed, _n(config, split), states, config.demos) for split in SPLITS]
     return _arrays(tables, lengths, starts, steps, np.concatenate(picks))
 
 
 def _disjoint(config: Machines, tell: Tell) -> dict[str, NDArray[Any]]:
     """Machines by splits, then walks, each split from streams of its own."""
-    tables = machine_splits(config)
+    tables = machine_splits(config, _between(tell, 0.0, 0.4))
     made = []
     for number, split in enumerate(SPLITS):
-
-        def part(done: float, number: int = number) -> None:
-            tell((number + done) / len(SPLITS))
-
-        made.append(_walked(config, split, tables[split], part))
+        made.append(_walked(config, split, tables[split], _between(tell, 0.4 + 0.2 * number, 0.6 + 0.2 * number)))
     return {name: np.concatenate([one[name] for one in made]) for name in made[0]}
+
+
+def _between(tell: Tell, low: float, high: float) -> Tell:
+    """Tells of a part of the work as of a part of the whole."""
+    return lambda done: tell(low + done * (high - low))
 
 
 def _walked(config: Machines, split: str, tables: Bytes, tell: Tell) -> dict[str, NDArray[Any]]:
@@ -447,7 +463,7 @@ _FEW = 256  # kinds of machine among the first candidates; fewer are shared out 
 _HELD_OUT = 0.2  # of all kinds, for val and for test each
 
 
-def machine_splits(config: Machines) -> dict[str, Bytes]:
+def machine_splits(config: Machines, tell: Tell = lambda done: None) -> dict[str, Bytes]:
     """The tables (n, S, A) of each split. Machines that renaming makes equal are in one split, whatever their number.
 
     Which one depends on data_seed and on the structure alone, not on lengths and sizes: sets of data that differ in
@@ -463,6 +479,7 @@ def machine_splits(config: Machines) -> dict[str, Bytes]:
     kept: dict[str, list[Bytes]] = {split: [] for split in SPLITS}
     tables = first
     while missing := [split for split in SPLITS if sum(map(len, kept[split])) < _n(config, split)]:
+        tell(min(sum(map(len, kept[split])) / _n(config, split) for split in missing))
         part = machines.parts(machines.kinds(tables, config.permute_tokens), key)
         belongs = np.searchsorted([1 - 2 * _HELD_OUT, 1 - _HELD_OUT], part, side="right")
         for split in missing:

@@ -24,7 +24,9 @@ Words = NDArray[np.uint64]
 Tell = Callable[[float], None]  # is told which part of the work is done
 
 SHIFT = 3  # a step is one byte: its action above these bits, the state that it leads to in them
-_CHUNK = 1 << 20  # words drawn at once, so that a long stream needs little memory
+# drawn at once, so that long streams need little memory
+_CHUNK = 1 << 20  # words
+_MACHINES = 16384
 
 
 def walk(tables: Bytes, order: Bytes, lengths: Ints, starts: Bytes, choices: Bytes, tell: Tell) -> Bytes:
@@ -85,36 +87,42 @@ class Mersenne:
 
 
 def _enough(draws: int) -> int:
-    """Words that so many draws need, all but surely: each is accepted with a probability above a half, or of it."""
+    """Words for so many draws: each word does with a probability of at least a half. Fourteen standard deviations."""
     return 2 * draws + 20 * math.isqrt(draws) + 100
 
 
-def stream_machines(seed: int, n: int, states: int, actions: int, absorbing: bool) -> tuple[Bytes, Bytes]:
+def stream_machines(seed: int, n: int, states: int, actions: int, absorbing: bool, tell: Tell) -> tuple[Bytes, Bytes]:
     """The tables (n, S, A) that the study's generator makes, and the order of each state's actions (n, S, A).
 
     The order is that in which they were added, which decides what a choice among them means. Raises DataError where
     the generator itself would fail: it came upon a state without a free action (only with A < S - 1).
     """
     fills = states * actions - states + 1 + absorbing
-    draws = (n + 1) * (3 * (states - 1) + fills)
-    while True:
-        words = Mersenne(seed).words(_enough(draws))
-        try:
-            edges, filled = _grow(words, n + 1, states, actions, fills)
-            break
-        except IndexError:  # the words did not suffice
-            draws *= 2
-    source, action, target, rank = (np.array(column) for column in zip(*edges, strict=True))
-    machine = np.repeat(np.arange(n + 1), states - 1)
-    tables = np.full((n + 1, states, actions), 255, np.uint8)
+    twister, words, grown = Mersenne(seed), np.empty(0, np.uint64), []
+    for begin in range(0, n + 1, _MACHINES):
+        count = min(_MACHINES, n + 1 - begin)
+        words = np.concatenate((words, twister.words(_enough(count * (3 * (states - 1) + fills)))))
+        edges, filled, used = _grow(words, begin, count, states, actions, fills)
+        grown.append(_assembled(edges, filled, states, actions, absorbing))
+        words = words[used:]
+        tell(begin / (n + 1))
+    # the study makes a machine when it sets out and throws it away
+    tables, order = (np.concatenate(arrays)[1:] for arrays in zip(*grown, strict=True))
+    return tables, order
+
+
+def _assembled(edges: list[Edge], filled: Bytes, states: int, actions: int, absorbing: bool) -> tuple[Bytes, Bytes]:
+    """Tables and orders from the trees and the fillings of machines."""
+    source, action, target, rank = np.array(edges, np.int64).T
+    machine = np.repeat(np.arange(len(filled)), states - 1)
+    tables = np.full((len(filled), states, actions), 255, np.uint8)
     tables[machine, source, action] = target
     order = np.broadcast_to(actions + np.arange(actions), tables.shape).copy()
     order[machine, source, action] = rank
-    tables[tables == 255] = filled[:, : fills - absorbing].ravel()  # state by state, action by action
+    tables[tables == 255] = filled[:, : filled.shape[1] - absorbing].ravel()  # state by state, action by action
     if absorbing:
         _absorb(tables, filled[:, -1])
-    # the study makes a machine when it sets out and throws it away
-    return tables[1:], np.argsort(order[1:], axis=2, kind="stable").astype(np.uint8)
+    return tables, np.argsort(order, axis=2, kind="stable").astype(np.uint8)
 
 
 def _absorb(tables: Bytes, absorbing: Bytes) -> None:
@@ -126,11 +134,8 @@ def _absorb(tables: Bytes, absorbing: Bytes) -> None:
 Edge = tuple[int, int, int, int]  # state, action, next state, how many actions the state had before
 
 
-def _grow(words: Words, n: int, states: int, actions: int, fills: int) -> tuple[list[Edge], Bytes]:
-    """The trees of n machines, edge by edge, and what their other cells were filled with: (n, fills).
-
-    Raises IndexError when the words do not suffice.
-    """
+def _grow(words: Words, begin: int, count: int, states: int, actions: int, fills: int) -> tuple[list[Edge], Bytes, int]:
+    """The trees of some machines, edge by edge; what their other cells are filled with (count, fills); words used."""
     drawn = words.tolist()
     fits: NDArray[np.bool_] = words >> np.uint64(32 - states.bit_length()) < states
     accepted = np.flatnonzero(fits)
@@ -139,16 +144,16 @@ def _grow(words: Words, n: int, states: int, actions: int, fills: int) -> tuple[
     places: list[int] = []
     edges: list[Edge] = []
 
-    def below(count: int) -> int:
+    def below(n: int) -> int:
         nonlocal where
-        shift = 32 - count.bit_length()
+        shift = 32 - n.bit_length()
         while True:
             value: int = drawn[where] >> shift
             where += 1
-            if value < count:
+            if value < n:
                 return value
 
-    for number in range(n):
+    for number in range(begin, begin + count):
         connected, remaining = [0], list(range(1, states))
         free = [list(range(actions)) for _ in range(states)]
         while remaining:
@@ -162,7 +167,7 @@ def _grow(words: Words, n: int, states: int, actions: int, fills: int) -> tuple[
         places.append(before[where])
         where = int(accepted[places[-1] + fills - 1]) + 1
     values = (words[accepted] >> (32 - states.bit_length())).astype(np.uint8)
-    return edges, values[np.array(places)[:, None] + np.arange(fills)]
+    return edges, values[np.array(places)[:, None] + np.arange(fills)], where
 
 
 def _stuck(number: int, state: int, states: int, actions: int) -> DataError:
@@ -178,19 +183,21 @@ def _stuck(number: int, state: int, states: int, actions: int) -> DataError:
 def stream_lengths(seed: int, n: int, states: int, base: tuple[int, int], variation: float) -> tuple[Ints, Bytes]:
     """Steps of all walks (n, S + 1) and the states that the queries start in (n,), as the study draws them."""
     words = Mersenne(seed).words(2 * n * (states + 1) + _enough(n))
-    accepted = np.flatnonzero(words >> (32 - states.bit_length()) < states)
-    after = np.searchsorted(accepted, np.arange(len(words))).tolist()
+    found = words >> np.uint64(32 - states.bit_length())
+    fits = (found < states).tobytes()  # quick to look at, one by one
     places, starts, where = [], [], 0
     for _ in range(n):
         places.append(where)
-        starts.append(int(accepted[after[where + 2 * states]]))
-        where = starts[-1] + 3
-    pairs = np.array(places)[:, None] + 2 * np.arange(states)
-    pairs = np.column_stack((pairs, np.array(starts) + 1))
+        where += 2 * states  # two words for each variation
+        while not fits[where]:
+            where += 1
+        starts.append(where)
+        where += 3
+    pairs = np.column_stack((np.array(places)[:, None] + 2 * np.arange(states), np.array(starts) + 1))
     high, low = words[pairs] >> 5, words[pairs + 1] >> 6
     uniform = (high * 67108864.0 + low) / 9007199254740992.0  # random.random()
     drawn = -variation + (variation + variation) * uniform
-    return _varied(base, drawn), (words[starts] >> (32 - states.bit_length())).astype(np.uint8)
+    return _varied(base, drawn), found[starts].astype(np.uint8)
 
 
 def _varied(base: tuple[int, int], drawn: NDArray[np.float64]) -> Ints:
