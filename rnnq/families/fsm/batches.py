@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from rnnq.families.fsm.config import Config
 from rnnq.families.fsm.data import PAD, Split
 
 Ints = NDArray[np.int64]
-Masks = Callable[[Config, int, int, int, "Chance"], list[Tensor]]  # of one member, for T, B and L
+Masks = Callable[[Config, tuple[int, int, int], "Chance"], list[Tensor]]  # of one member, for T, B and L
 
 BLOCK = 32  # steps that are read at once
 
@@ -88,8 +88,8 @@ class Batch:
         def there(tensor: Tensor) -> Tensor:
             return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-        named = {name: there(getattr(self, name)) for name in ("tokens", "places", "answers", "weights", "scales")}
-        return replace(self, **named, masks=tuple(map(there, self.masks)))
+        moved = map(there, (self.tokens, self.places, self.answers, self.weights))
+        return Batch(self.config, *moved, tuple(map(there, self.masks)), there(self.scales))
 
 
 @dataclass(frozen=True)
@@ -158,20 +158,23 @@ class Feed:
         if self.longest is None:
             inputs = inputs[:, : int((inputs != PAD).sum(1).max())]
             return Drawn(inputs, whole.places[first:last], whole.answers[first:last], asked)
-        missing = self.config.batch_size - (last - first)
-        rows = ((0, missing), (0, 0))
-        inputs = np.pad(inputs, ((0, missing), (0, max(0, self.longest - inputs.shape[1]))), constant_values=PAD)
-        parts = (np.pad(part[first:last], rows) for part in (whole.places, whole.answers, whole.asked))
-        return Drawn(inputs[:, : self.longest], *parts)
+        more = ((0, self.config.batch_size - (last - first)), (0, 0))
+        width = (0, max(0, self.longest - inputs.shape[1]))
+        return Drawn(
+            np.pad(inputs, (more[0], width), constant_values=PAD)[:, : self.longest],
+            np.pad(whole.places[first:last], more),
+            np.pad(whole.answers[first:last], more),
+            np.pad(asked, more),
+        )
 
 
 def stacked(configs: Sequence[Config], drawn: Sequence[Drawn], steps: Sequence[int], masks: Masks) -> Batch:
     """One batch of all members, and what each of them drops at its step."""
     asked = torch.from_numpy(np.stack([one.asked.ravel() for one in drawn]))
-    first = drawn[0]
+    (sequences, queried), steps_read = drawn[0].places.shape, drawn[0].inputs.shape[1]
+    shape = steps_read, sequences, queried
     kept = [
-        masks(config, first.inputs.shape[1], *first.places.shape, Chance("dropout", config.seed, step))
-        for config, step in zip(configs, steps, strict=True)
+        masks(config, shape, Chance("dropout", config.seed, step)) for config, step in zip(configs, steps, strict=True)
     ]
     most = max(kept, key=len)  # a member without dropout, beside others, keeps all
     kept = [each or [torch.ones_like(mask) for mask in most] for each in kept]
@@ -186,10 +189,10 @@ def stacked(configs: Sequence[Config], drawn: Sequence[Drawn], steps: Sequence[i
     )
 
 
-def masks(config: Config, steps: int, sequences: int, queried: int, chance: Chance) -> list[Tensor]:
+def masks(config: Config, shape: tuple[int, int, int], chance: Chance) -> list[Tensor]:
     """What one member of a recurrent net drops: of the embedding, of each layer but the last, of what is read out."""
     if config.dropout == 0:
         return []
-    shape = (steps, sequences, config.d_model)
-    inner = [chance.kept(shape, config.dropout) for _ in range(config.n_layers)]
+    steps, sequences, queried = shape
+    inner = [chance.kept((steps, sequences, config.d_model), config.dropout) for _ in range(config.n_layers)]
     return [*inner, chance.kept((sequences * queried, config.d_model), config.dropout)]

@@ -126,7 +126,7 @@ def logits(config: Config, params: Params, tokens: Tensor, places: Tensor) -> Te
 def begin(config: Config, params: Params, tokens: Tensor, more: int) -> State:
     """What is carried behind a beginning: (T, B), T at least 1; `more` steps are to follow."""
     x = _embedded(params, tokens)
-    carried = {}
+    carried: dict[str, Tensor] = {}
     for layer in range(config.n_layers):
         x, state = _run(config, params, layer, x, _zero(config, x))
         carried |= {f"{name}{layer + 1}": part[0] for name, part in zip("hc", state, strict=False)}

@@ -18,7 +18,7 @@ from torch import Tensor
 from rnnq.families.base import Adam, Curve, Family, State
 from rnnq.families.fsm import batches, data, evaluation, gated, loops, transformer
 from rnnq.families.fsm.batches import Batch, Feed
-from rnnq.families.fsm.config import Config
+from rnnq.families.fsm.config import Config as AutomataConfig
 
 NETS: dict[str, ModuleType] = {
     "lstm": gated,
@@ -49,21 +49,21 @@ def without_denormals() -> Iterator[None]:
 class Automata(Family):
     """In-context learning of finite automata, after Toba4366/CS182_FinalProject."""
 
-    Config = Config
+    Config = AutomataConfig
     name: ClassVar[str] = "fsm"
     smoothing: ClassVar[tuple[float, float] | None] = (0.95, math.log(data.N_STATES))
     training_loss: ClassVar[str | None] = "loss"
     tests_best: ClassVar[bool] = True
 
     def __init__(self) -> None:
-        self._feeds: list[tuple[Config, Feed]] = []
+        self._feeds: list[tuple[AutomataConfig, Feed]] = []
 
-    def init(self, configs: Sequence[Config]) -> State:
+    def init(self, configs: Sequence[AutomataConfig]) -> State:
         """Parameters of each member from its own seed; nothing is carried from step to step."""
         drawn = [draw(config) for config in configs]
         return State({name: torch.stack([member[name] for member in drawn]) for name in drawn[0]})
 
-    def batch(self, configs: Sequence[Config], steps: Sequence[int]) -> Batch | None:
+    def batch(self, configs: Sequence[AutomataConfig], steps: Sequence[int]) -> Batch | None:
         """Sequences of each member, and what dropout drops."""
         if configs[0].is_baseline():
             return None
@@ -74,7 +74,7 @@ class Automata(Family):
         return batches.stacked(configs, drawn, steps, NETS[configs[0].model].masks)
 
     @staticmethod
-    def _feed(config: Config) -> Feed:
+    def _feed(config: AutomataConfig) -> Feed:
         dataset = data.load(config)
         return Feed(config, dataset.train, dataset.longest if config.pack_key() else None)
 
@@ -96,7 +96,7 @@ class Automata(Family):
                 given = torch.autograd.grad(losses.sum(), list(state.params.values()))
         return losses.detach(), dict(zip(state.params, given, strict=True)), {}
 
-    def evaluate(self, state: State, configs: Sequence[Config], split: str) -> list[dict[str, float]]:
+    def evaluate(self, state: State, configs: Sequence[AutomataConfig], split: str) -> list[dict[str, float]]:
         """Loss, accuracies and the score, told the true states; accuracies on what it says itself."""
         config = configs[0]
         dataset = data.load(config)
@@ -107,18 +107,18 @@ class Automata(Family):
             found = evaluation.measure(config, net, state.params, dataset, split)
         return [{f"{split}_{name}": value for name, value in metrics.items()} for metrics in found]
 
-    def optimizer(self, config: Config) -> Adam:
+    def optimizer(self, config: AutomataConfig) -> Adam:
         """AdamW, the gradient of each member clipped by its own norm."""
         return Adam(config.lr, weight_decay=config.weight_decay, decoupled=True, clip=config.clip)
 
-    def is_enough(self, config: Config, curve: Curve) -> bool:
+    def is_enough(self, config: AutomataConfig, curve: Curve) -> bool:
         """Below stop_below again, more than stop_after evaluations after it was so first, or then if that is 0."""
         if config.stop_below is None:
             return False
         below = [value < config.stop_below for name, _, value in curve if name == "val_loss"]
         return bool(below) and below[-1] and len(below) - below.index(True) > config.stop_after
 
-    def summary(self, config: Config, curve: Curve) -> dict[str, Any]:
+    def summary(self, config: AutomataConfig, curve: Curve) -> dict[str, Any]:
         """val_* of the best checkpoint, as test_* are; the last of the most important beside them."""
         found = super().summary(config, curve)
         losses = [(value, step) for name, step, value in curve if name == "val_loss" and math.isfinite(value)]
@@ -132,7 +132,7 @@ class Automata(Family):
         return found | {"parameters": parameter_count(config)}
 
 
-def draw(config: Config) -> dict[str, Tensor]:
+def draw(config: AutomataConfig) -> dict[str, Tensor]:
     """One member's parameters from its seed, without the axis of members. A baseline has one that means nothing."""
     if config.is_baseline():
         return {"embed": torch.zeros(1, 1)}
@@ -140,12 +140,12 @@ def draw(config: Config) -> dict[str, Tensor]:
     return drawn
 
 
-def parameter_count(config: Config) -> int:
+def parameter_count(config: AutomataConfig) -> int:
     """Numbers that are learnt."""
     return 0 if config.is_baseline() else sum(tensor.numel() for tensor in draw(config).values())
 
 
-def hidden_states(config: Config, params: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
+def hidden_states(config: AutomataConfig, params: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
     """What a net holds after each token, without dropout: (B, T) -> (B, T, D) each.
 
     "h1" is the hidden state of the first layer, or what that layer of a transformer puts out, "c1" the cell of an

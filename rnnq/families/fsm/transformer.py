@@ -43,7 +43,7 @@ def _norm(name: str, size: int) -> Params:
     return {name: torch.ones(size), f"{name}.bias": torch.zeros(size)}
 
 
-def masks(config: Config, steps: int, sequences: int, queried: int, chance: batches.Chance) -> list[Tensor]:
+def masks(config: Config, shape: tuple[int, int, int], chance: batches.Chance) -> list[Tensor]:
     """None: what attention drops has no shape that could be drawn here at a low price."""
     return []
 
@@ -89,7 +89,7 @@ def _turned(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:
 
 def _heads(config: Config, x: Tensor) -> Tensor:
     """(B, T, D) -> (B, N, T, H)."""
-    return x.unflatten(-1, (config.n_heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:2], config.n_heads, -1).transpose(1, 2)
 
 
 def _layer(
