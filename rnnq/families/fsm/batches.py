@@ -88,8 +88,15 @@ class Batch:
         def there(tensor: Tensor) -> Tensor:
             return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
-        moved = map(there, (self.tokens, self.places, self.answers, self.weights))
-        return Batch(self.config, *moved, tuple(map(there, self.masks)), there(self.scales))
+        return Batch(
+            self.config,
+            there(self.tokens),
+            there(self.places),
+            there(self.answers),
+            there(self.weights),
+            tuple(map(there, self.masks)),
+            there(self.scales),
+        )
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ class Machines(config.Config):
     def content(self) -> dict[str, object]:
         """What decides the data, with the lengths worked out: equal for configs that have the same data."""
         demo, query = self.base_lengths()
-        fields = {name: getattr(self, name) for name in Machines.model_fields if name not in Config.model_fields}
+        fields = {name: getattr(self, name) for name in Machines.model_fields if name not in config.Config.model_fields}
         del fields["max_seq_len"]  # it changes nothing of the data
         return fields | {"demo_length": demo, "query_length": query}
 
