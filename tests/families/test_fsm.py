@@ -396,7 +396,7 @@ def test_baselines_take_no_steps_and_are_measured_as_learners_are(model: str) ->
 
 def test_a_small_lstm_learns_eight_sequences_by_heart() -> None:
     sizes = {"n_train": 8, "batch_size": 8, "demo_length": 3, "query_length": 3, "n_val": 2, "n_test": 2}
-    config = small(**sizes, n_layers=1, d_model=32, lr=0.02, steps=120, eval_every=120, dropout=0.0, log_every=5)
+    config = small(**sizes, n_layers=1, d_model=32, lr=0.01, steps=200, eval_every=200, dropout=0.0, log_every=5)
     losses = [value for name, _, value in curve_of(trained(config)) if name == "loss"]
     assert losses[0] > 1
     assert losses[-1] < 0.05
