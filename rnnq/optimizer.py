@@ -7,6 +7,7 @@ rows of members that have ended are left out at no cost.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -163,7 +164,8 @@ def clipped(gradients: Sequence[Tensor], most: Tensor) -> list[Tensor]:
 def clip_scale(gradients: Sequence[Tensor], most: Tensor) -> Tensor:
     """What each member's gradients, (K, ...), are multiplied with by `clipped`, (K,)."""
     squares = [g.flatten(1).square().sum(1) for g in gradients]
-    norm = torch.stack(squares).sum(0).sqrt()
+    # one after the other: a sum over an axis adds in another order for one member than for several
+    norm = functools.reduce(torch.add, squares).sqrt()
     scale = (most / (norm + 1e-6)).clamp(max=1.0)
     return scale.masked_fill(~torch.isfinite(norm), 1.0)  # torch.where would wait until a GPU has its 1.0
 

@@ -18,6 +18,7 @@ from rnnq.families.base import Family, Generator
 # name -> (config, family): the same two names that an entry point gives by its object and its Config
 BUILTIN = {
     "dynamics": ("rnnq.families.dynamics.config:DynamicsConfig", "rnnq.families.dynamics.model:Dynamics"),
+    "fsm": ("rnnq.families.fsm.config:Config", "rnnq.families.fsm.model:Automata"),
     "groups": ("rnnq.families.groups.config:GroupsConfig", "rnnq.families.groups.model:Groups"),
 }
 

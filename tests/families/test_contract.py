@@ -31,6 +31,7 @@ from rnnq.config import Config, field_types, parse, to_json
 from rnnq.errors import InputError
 from rnnq.families.base import Family, Generator, Spec, State
 from rnnq.families.dynamics.config import FLAGS, DynamicsConfig
+from rnnq.families.fsm.config import Config as AutomataConfig
 from rnnq.families.groups.config import GroupsConfig
 from rnnq.train import Every, Member, Outcome, Point, Training, together, train
 
@@ -117,6 +118,8 @@ class Case:
     config: Config
     silent: Callable[[str], bool] = lambda name: False
     places: Mapping[str, str] = field(default_factory=dict)  # where a nested config has what others have on top
+    # sizes at which all rows are whole SIMD lanes
+    whole: Mapping[str, Any] = field(default_factory=lambda: {"batch_size": 32, "state_size": 32})
     bound: frozenset[str] = frozenset({"n_layers", "state_size", "batch_size", "window"})  # what shapes depend on
 
     def changed(self, config: Any = None, **values: Any) -> Any:
@@ -183,6 +186,16 @@ def dynamics(code: str, **fields: Any) -> Case:
     return Case(lambda: families.find("dynamics"), config, silent)
 
 
+def fsm(model: str, **fields: Any) -> Case:
+    """A small net on small machines: 10 batches make an epoch, the last of them smaller."""
+    machines = {"states": 3, "actions": 2, "demos": 2, "demo_length": 4, "query_length": 3, "n_val": 9, "n_test": 8}
+    small = {"d_model": 8, "d_ff": 12, "n_heads": 2, "batch_size": 4, "n_train": 38, "steps": STEPS, "lr": 0.01}
+    looks = {"log_every": 3, "eval_every": 4, "open_samples": 5}
+    config = parse(AutomataConfig, {"model": model} | machines | small | looks | fields)
+    bound = frozenset({"n_layers", "d_model", "batch_size", "states", "demo_length"})
+    return Case(lambda: families.find("fsm"), config, whole={"batch_size": 8, "d_model": 32}, bound=bound)
+
+
 def groups(steps: int = STEPS, **fields: Any) -> Case:
     """A small net on a small group."""
     common = {"log_every": 3, "eval_every": 4, "learning_rate": 0.01, "save_param_interval": 5}
@@ -219,6 +232,10 @@ CASES = {
     "dynamics ....N.R": dynamics("....N.R"),
     "dynamics IFOSNLR": dynamics("IFOSNLR", n_layers=2, seed=3),
     "dynamics .F.S.L.": dynamics(".F.S.L.", n_layers=3),
+    "fsm lstm": fsm("lstm", seed=2, weight_decay=0.01),
+    "fsm transformer": fsm("transformer", seed=4),
+    "fsm rnn": fsm("rnn", seed=5, activation="relu"),
+    "fsm rnn_seed": fsm("rnn_seed", n_layers=3, head="states"),
     "second level": Case(lambda: families.as_family(Modular), ToyConfig(seed=5)),
     "third level": Case(Stacked, ToyConfig(seed=6, sizes=(1, 2))),
 }
@@ -408,7 +425,7 @@ def test_4_a_finished_run_that_is_opened_again_is_finished(name: str, disk: Disk
 def test_5_a_pack_of_four_equals_four_singles_to_the_bit(name: str) -> None:
     """At a shape of whole SIMD lanes; at odd shapes a certificate decides, not this test."""
     case = CASES[name]
-    base = case.changed(batch_size=32, state_size=32)
+    base = case.changed(**case.whole)
     configs = [case.changed(base, seed=seed, lr=lr) for seed, lr in enumerate((0.01, 0.001, 0.1, 0.003))]
     make = CASES[name].make
     packed = steps_of(make(), configs, 12)  # type: ignore[arg-type]
@@ -421,7 +438,7 @@ def test_5_a_pack_of_four_equals_four_singles_to_the_bit(name: str) -> None:
 def test_5_a_pack_of_eight_equals_eight_packs_of_one_after_200_steps(name: str) -> None:
     """Through the training loop: weights, optimiser, carried state, best, curve, random numbers."""
     case = CASES[name]
-    base = case.changed(batch_size=32, state_size=32, steps=200, eval_every=70)
+    base = case.changed(**case.whole, steps=200, eval_every=70)
     configs = [case.changed(base, seed=k, lr=0.001 * (1 + k // 2)) for k in range(8)]
 
     def trained(some: Sequence[Any]) -> list[Outcome]:
@@ -467,6 +484,7 @@ def test_6_the_pack_key_is_equal_only_for_configs_that_stack(name: str) -> None:
         losses, _ = family.loss(state, family.batch([base, changed], [0, 1]))
         assert losses.shape == (2,)
     assert set(same) >= {"seed", case.places.get("lr", "lr")}
+    assert case.bound
     assert not case.bound & set(same)
 
 
