@@ -14,23 +14,30 @@ from pandas import DataFrame
 from sqlalchemy import Engine
 
 from rnnq import families, frame, ranking, runs
-from rnnq.figures import canvas, cost, curves, groups, influence, regression
+from rnnq.figures import bars, canvas, cost, curves, groups, influence, regression
 from rnnq.figures.canvas import Scale
 from rnnq.figures.curves import Drawn
 from rnnq.figures.regression import Regression
 from rnnq.figures.subject import NO_WORDS, Examined
+from rnnq.spread import Spread
 
 # -------------------------------------------------------------------------------------------------- what was asked
 
 
-def examine(engine: Engine, stage: str, filter: str | None = None, by: str | None = None) -> Examined:
+def examine(
+    engine: Engine,
+    stage: str,
+    filter: str | None = None,
+    by: str | None = None,
+    spread: Spread = Spread.std,
+) -> Examined:
     """Rank the finished runs of a stage by a metric. Raises InputError for a wrong stage, filter or metric."""
     info = runs.stage_info(engine, stage)
     metric = info.metric(by or info.primary)
     rows = runs.find(engine, stage)
     found = rows if filter is None else runs.find(engine, stage, filter)
     best = ranking.best_first(found, info, metric)
-    return Examined(info, metric, filter, rows, best, frame.of_rows(rows, info))
+    return Examined(info, metric, filter, rows, best, frame.of_rows(rows, info), spread)
 
 
 # ---------------------------------------------------------------------------------------------------------- tables
@@ -53,9 +60,11 @@ def table(found: Examined, limit: int) -> tuple[list[dict[str, Any]], list[str]]
 def groups_table(found: Examined, limit: int) -> tuple[list[dict[str, Any]], list[str]]:
     """The first `limit` groups as promote ranks them, and the columns that tell them apart.
 
-    A group that lacks seeds comes after those and has no place. `n` of `of` runs are in its mean.
+    A group that lacks seeds comes after those and has no place. `n` of `of` runs are in its mean; `t95` is half of the
+    interval that was asked for.
     """
-    before, after = ["place", "label"], ["mean", "std", "n", "of", "min", "max"]
+    interval = [] if found.spread is Spread.std else [found.spread.value]
+    before, after = ["place", "label"], ["mean", "std", *interval, "n", "of", "min", "max"]
     named = _named(found, {*before, *after})
     rows = []
     for group in found.chosen_groups[:limit]:
@@ -63,6 +72,7 @@ def groups_table(found: Examined, limit: int) -> tuple[list[dict[str, Any]], lis
         own = {name: config.get(field) for field, name in named.items()}
         spread = {"min": min(group.values), "max": max(group.values)}
         numbers = {"mean": group.mean, "std": group.std, "n": group.n, "of": group.of}
+        numbers |= {name: found.half(group) for name in interval}
         rows.append({"place": group.place, "label": group.label, **own, **numbers, **spread})
     return rows, [*before, *named.values(), *after]
 
@@ -88,6 +98,7 @@ def group_records(found: Examined, limit: int) -> list[dict[str, Any]]:
     numbers = ("place", "label", "mean", "std", "n", "of")
     return [
         {name: getattr(group, name) for name in numbers}
+        | ({} if found.spread is Spread.std else {found.spread.value: found.half(group)})
         | {"min": min(group.values), "max": max(group.values), "metric": found.name, "runs": list(group.runs)}
         | {"config": dict(group.config)}
         for group in found.chosen_groups[:limit]
@@ -167,6 +178,7 @@ def _figures(
     own: Mapping[str, str] = getattr(module, "CURVE_WORDS", NO_WORDS)
     yield "curves", lambda: curves.curves_figure(found, recorded, words, own, scale)
     if found.has_seeds:
+        yield "groups", lambda: bars.bars_figure(found, words, scale)
         yield "curves_groups", lambda: groups.means_figure(found, recorded, words, own, scale)
         yield "curves_seeds", lambda: groups.seeds_figure(found, recorded, own, scale)
     yield "hyperparameters", lambda: influence.hyperparameters_figure(found, words, False, scale)
