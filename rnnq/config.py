@@ -46,6 +46,11 @@ class Config(BaseModel):
         steps = getattr(self, "steps", None)
         return int(steps) if steps is not None else None
 
+    def evaluation_interval(self) -> int | None:
+        """Steps between two evaluations; by default the field `eval_every`. None: only at the end."""
+        every = getattr(self, "eval_every", None)
+        return int(every) if every is not None else None
+
     def label(self) -> str:
         """A short name for people: by default the fields that differ from their default."""
         fields = self.model_dump(mode="json", exclude_defaults=True, exclude=set(self.seed_fields))

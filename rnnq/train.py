@@ -268,7 +268,7 @@ class Member:
         self.rng: dict[str, Any] = {}  # where the global random numbers stood after its own seed and its init
         self._recorded = self._looked_at = 0
         self.log_every = max(1, int(getattr(config, "log_every", 50)))
-        self.eval_every: int | None = getattr(config, "eval_every", None)
+        self.eval_every = config.evaluation_interval()
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on where a checkpoint's state stands; its tensors are the pack's to take."""
@@ -396,7 +396,7 @@ class Training:
         self.decay = decay
         self.average = torch.full((self.size,), start, dtype=torch.float64, device=device)  # of the training loss
         self.busy = 0.0  # seconds spent in steps of this attempt
-        self.loss_name = members[0].config.primary().name
+        self.loss_name = family.training_loss or members[0].config.primary().name
         for k, member in enumerate(members):
             if member.resumed is not None:
                 self.optimizer.load(k, member.resumed["members"]["optimizer"])
@@ -491,6 +491,18 @@ class Training:
             if best in measured and member.is_better(float(measured[best])):
                 member.best = {"step": member.step, "value": float(measured[best]), **self._parts(k)}
 
+    @torch.no_grad()
+    def _test(self, due: Sequence[Member]) -> None:
+        """Measure members on test data: with the weights that they have now, or with their best."""
+        best = [member for member in due if self.family.tests_best and member.best is not None]
+        if rest := [member for member in due if member not in best]:
+            self._evaluate(rest, "test")
+        for member in best:
+            kept = member.best or {}
+            trees = ({n: t.to(self.device) for n, t in kept[part].items()} for part in ("params", "carried"))
+            [measured] = self.family.evaluate(State(*trees), [member.config], "test")
+            member.add(measured, "test")
+
     def _alone(self, k: int) -> State:
         cut = slice(k, k + 1)
         return State({n: p[cut] for n, p in self.params.items()}, {n: c[cut] for n, c in self.carried.items()})
@@ -517,7 +529,7 @@ class Training:
         if due:
             self._evaluate(due, "val")
         if untested:
-            self._evaluate(untested, "test")
+            self._test(untested)
         for member in ending:
             try:
                 state = self.state(member)

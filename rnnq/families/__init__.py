@@ -18,6 +18,7 @@ from rnnq.families.base import Family, Generator
 # name -> (config, family): the same two names that an entry point gives by its object and its Config
 BUILTIN = {
     "dynamics": ("rnnq.families.dynamics.config:DynamicsConfig", "rnnq.families.dynamics.model:Dynamics"),
+    "fsm": ("rnnq.families.fsm.config:Config", "rnnq.families.fsm.model:Automata"),
 }
 
 # name -> the module that draws what only this family has: draw(runs, curves, save), see examine.py

@@ -1,0 +1,1 @@
+"""Sequence models that learn, from a few walks through an unknown automaton, how it goes on."""
