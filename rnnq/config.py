@@ -39,6 +39,8 @@ class Config(BaseModel):
     metrics: ClassVar[tuple[Metric, ...]] = (Metric("loss", primary=True),)
     best_metric: ClassVar[str | None] = None  # the evaluated metric whose best step is kept as a checkpoint
 
+    starts_from: ClassVar[str | None] = None  # the family of the runs that its runs start from, where they must
+
     seed: int = Field(default=0, ge=0, lt=2**63)  # decides initial weights, data order and dropout
 
     def steps_total(self) -> int | None:

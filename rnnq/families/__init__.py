@@ -19,6 +19,7 @@ from rnnq.families.base import Family, Generator
 BUILTIN = {
     "dynamics": ("rnnq.families.dynamics.config:DynamicsConfig", "rnnq.families.dynamics.model:Dynamics"),
     "fsm": ("rnnq.families.fsm.config:Config", "rnnq.families.fsm.model:Automata"),
+    "fsm_probe": ("rnnq.families.fsm.probe_config:ProbeConfig", "rnnq.families.fsm.probe:Probe"),
 }
 
 # name -> the module that draws what only this family has: draw(runs, curves, save), see examine.py
