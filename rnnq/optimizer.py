@@ -7,6 +7,7 @@ rows of members that have ended are left out at no cost.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -143,7 +144,8 @@ def clipped(gradients: Sequence[Tensor], most: Tensor) -> list[Tensor]:
     a member says soon enough that it diverged, and infinity times zero would hide where.
     """
     squares = [g.flatten(1).square().sum(1) for g in gradients]
-    norm = torch.stack(squares).sum(0).sqrt()
+    # one after the other: a sum over an axis adds in another order for one member than for several
+    norm = functools.reduce(torch.add, squares).sqrt()
     scale = (most / (norm + 1e-6)).clamp(max=1.0)
     scale = torch.where(torch.isfinite(norm), scale, 1.0)
     return [g * scale.view(-1, *[1] * (g.dim() - 1)) for g in gradients]

@@ -36,7 +36,16 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {  # of every built-in family
         {"use_new_state": False, "use_old_state": True, "use_residual": False, "state_size": 32},
         dict.fromkeys(FLAGS, True) | {"n_layers": 3, "state_size": 512, "steps": 50_000, "seed": 9},
         {"lr": 3e-4, "corpus": "enwik8", "batch_size": 64, "window": 256, "log_every": 100, "eval_every": 500},
-    ]
+    ],
+    "fsm": [
+        {"epochs": 16},
+        {"epochs": 16, "seed": 1},
+        {"epochs": 32, "model": "rnn_seed", "n_layers": 8, "data_split": "stream", "head": "states"},
+        {"steps": 1000, "model": "transformer", "d_model": 64, "d_ff": 128, "states": 3, "actions": 3, "dropout": 0.0},
+        {"model": "solver", "states": 8, "actions": 8, "demo_length": 80, "data_seed": 7, "permute_tokens": True},
+        {"epochs": 9, "absorbing": True, "demos": 2, "query_length": 30, "stop_below": 0.05, "stop_after": 4,
+         "clip": None},
+    ],
 }
 
 

@@ -101,6 +101,16 @@ def test_each_member_is_clipped_by_its_own_norm_as_torch_clips() -> None:
         assert torch.equal(got[1:], g[1:]), "what is below its bound is left alone"
 
 
+def test_a_member_is_clipped_to_the_same_bits_alone_and_beside_others() -> None:
+    """With as many parameters as a net of some layers has: their norms are summed up in one order."""
+    for seed in range(20):
+        gradients = list(draw(EVEN * 4, 4, seed=seed).values())
+        together = clipped(gradients, torch.full((4,), 0.1))
+        for k in range(4):
+            alone = clipped([g[k : k + 1] for g in gradients], torch.full((1,), 0.1))
+            assert all(torch.equal(a[0], b[k]) for a, b in zip(alone, together, strict=True))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_norm_that_is_not_finite_scales_nothing_and_no_other_member(bad: float) -> None:
     gradients = list(draw(EVEN, 3).values())
