@@ -151,6 +151,10 @@ def test_many_machines_are_the_same_stream_as_few(monkeypatch: pytest.MonkeyPatc
     in_parts, order_in_parts = machines.stream_machines(1, 100, 5, 5, True, lambda done: None)
     assert np.array_equal(whole, in_parts)
     assert np.array_equal(order, order_in_parts)
+    config = Machines(n_train=20, n_val=10, n_test=10, data_split="stream")
+    together = data.build(config)["steps"]
+    monkeypatch.setattr(machines, "_TOGETHER", 3)
+    assert np.array_equal(data.build(config)["steps"], together)
     chance = random.Random(9)
     assert machines.Mersenne(9).below(5, 100).tolist() == [chance.randrange(5) for _ in range(100)]
 
@@ -429,6 +433,18 @@ def test_sequences_beyond_the_limit_are_refused_with_the_numbers(shared: Any) ->
     assert "of the lengths that occur; the formula allows 185" in str(no.value)
     assert "max_seq_len=185" in str(no.value.hint)
     assert Machines().longest_possible() == 777  # more than the 765 that occur
+    assert Machines(length_variation=0.5).longest_possible() == 2 * 4 * 120 + 9
+
+
+def test_the_longest_sequence_is_that_of_the_longest_demonstrations() -> None:
+    config = Machines(states=4, demos=2, n_train=20, n_val=10, n_test=10, demo_length=50, query_length=50)
+    made = data.load(config)
+    found = [
+        split.batch(np.arange(len(split)), np.tile(picks, (len(split), 1))).lengths.max()
+        for split in (made.train, made.val, made.test)
+        for picks in itertools.permutations(range(4), 2)
+    ]
+    assert data.max_length(config) == max(found) < config.longest_possible()
 
 
 def test_data_that_no_disk_should_hold_are_refused() -> None:
@@ -514,11 +530,12 @@ def damage_of(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("what", list(damage_of(Path())))
 def test_damaged_data_are_noticed_and_made_anew(what: str) -> None:
     made = data.load(Machines(**TINY))
-    expected = sequences(everything(made.train))
+    expected = [sequences(everything(split)) for split in (made.train, made.val, made.test)]
     damage_of(made.folder)[what]()
     forgotten()
     again = data.load(Machines(**TINY))
-    assert (again.sha256, sequences(everything(again.train))) == (made.sha256, expected)
+    assert again.sha256 == made.sha256
+    assert [sequences(everything(split)) for split in (again.train, again.val, again.test)] == expected
     assert [path.name for path in made.folder.parent.iterdir()] == [made.folder.name]  # nothing is left over
     stamp = (made.folder / "steps.npy").stat().st_mtime_ns
     forgotten()

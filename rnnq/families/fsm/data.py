@@ -44,6 +44,7 @@ EOS, QUERY, PAD = 18, 19, 20
 
 SPLITS = ("train", "val", "test")
 
+_STATE = (1 << SHIFT) - 1  # the bits of a step that hold its next state
 _FORMAT = 1  # of the cache: raised when its files, or what `disjoint` draws, change
 _LEFT_OVER = 86_400.0  # seconds after which nobody is still writing to what is called .part
 _TOLD_AFTER = 2.0  # seconds; then whoever waits is told, and every 10 s from then on
@@ -71,7 +72,7 @@ class Query:
 
 
 class Split:
-    """Samples in a fixed order. What it holds is read-only."""
+    """Samples in a fixed order. Its arrays are read-only, and most lie in files; those of a batch are new."""
 
     def __init__(self, name: str, arrays: dict[str, NDArray[Any]], rows: slice, bounds: Ints, demos: int) -> None:
         self.name = name
@@ -84,6 +85,7 @@ class Split:
         self._bounds = bounds[rows]  # (n, S + 1): where in _steps each walk begins
         n, self.states, self.actions = self.tables.shape
         ids = arrays.get("ids")
+        self._renamed = ids is not None
         usual = np.concatenate((np.arange(self.states), FIRST_ACTION + np.arange(self.actions))).astype(np.uint8)
         ids = np.broadcast_to(usual, (n, len(usual))) if ids is None else ids[rows]
         self.state_ids: Bytes = ids[:, : self.states]  # (n, S): the token of each state
@@ -123,11 +125,16 @@ class Split:
         targets[column, place + 2 * lengths + 1] = EOS
         targets[column, place[-1] - 1] = QUERY
         target = _places(column * longest + place + 1, lengths, 2)  # in all sequences, one after the other
-        row = np.repeat(np.tile(rows, demos + 1), lengths.ravel())
-        code = self._steps[_places(source, lengths, 1)]
+        action, after = self.steps(lengths, source)
+        if self._renamed:
+            row = np.repeat(np.tile(rows, demos + 1), lengths.ravel())
+            action = self.action_ids[row, action].astype(np.int64)
+            after = self.state_ids[row, after].astype(np.int64)
+        else:
+            action = action + FIRST_ACTION
         flat = targets.reshape(-1)
-        flat[target] = self.action_ids[row, code >> SHIFT]
-        flat[target + 1] = self.state_ids[row, code & 7]
+        flat[target] = action
+        flat[target + 1] = after
         mask = np.zeros(targets.shape, bool)
         mask.reshape(-1)[target[len(target) - int(query.sum()) :] + 1] = True
         inputs = np.concatenate((targets[:, :1], targets[:, :-1]), axis=1)
@@ -142,7 +149,7 @@ class Split:
     def steps(self, lengths: Ints, begins: Ints) -> tuple[Ints, Ints]:
         """Actions and next states of walks, by number: flat, one walk after the other."""
         code = self._steps[_places(begins, lengths, 1)].astype(np.int64)
-        return code >> SHIFT, code & 7
+        return code >> SHIFT, code & _STATE
 
     def query(self, rows: Ints) -> Query:
         """Every step of the query walks."""
