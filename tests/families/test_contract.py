@@ -26,9 +26,11 @@ import rnnq
 from rnnq import checkpoint, families
 from rnnq.checkpoint import Owner, Saved
 from rnnq.config import Config, parse, to_json
-from rnnq.families.base import Adam, Family, Generator, State
+from rnnq.families.base import Adam, Family, Generator, Parent, State
 from rnnq.families.dynamics.config import FLAGS, DynamicsConfig
 from rnnq.families.fsm.config import Config as AutomataConfig
+from rnnq.families.fsm.probe import Probe
+from rnnq.families.fsm.probe_config import ProbeConfig
 from rnnq.optimizer import FusedAdam
 from rnnq.train import Every, Member, Outcome, Point, Training, together, train
 
@@ -177,7 +179,29 @@ def fsm(model: str, **fields: Any) -> Case:
     return Case(lambda: families.find("fsm"), config, whole={"batch_size": 8, "d_model": 32}, shape=shape)
 
 
+TINY = {"states": 2, "actions": 3, "demos": 2, "demo_length": 6, "query_length": 6, "n_train": 20, "n_val": 18,
+        "n_test": 8, "d_model": 8, "n_layers": 2}  # fmt: skip
+
+
+class Started(Probe):
+    """Probes of another run's net, which every other run of theirs starts from, too."""
+
+    def init(self, configs: Sequence[ProbeConfig]) -> State:
+        net = parse(AutomataConfig, TINY | {"model": configs[0].model, "steps": 1, "seed": 99})
+        parent = Parent(7, "fsm", net.model_dump(mode="json"), 1, families.find("fsm").init([net]).params, {})  # type: ignore[union-attr]
+        return self.begin(configs[0], super().init(configs), parent)
+
+
+def probe(**fields: Any) -> Case:
+    """Small probes: an epoch is 5 steps."""
+    small = {"batch_size": 4, "steps": STEPS, "log_every": 3, "eval_every": 4}
+    return Case(Started, parse(ProbeConfig, TINY | small | fields))
+
+
 CASES = {
+    "fsm_probe of weights": probe(seed=1),
+    "fsm_probe of shuffled answers": probe(model="rnn", target="current_state", control="shuffled_labels"),
+    "fsm_probe of a table": probe(target="table", layers="top", seed=3),
     "dynamics ....N.R": dynamics("....N.R"),
     "dynamics IFOSNLR": dynamics("IFOSNLR", n_layers=2, seed=3),
     "dynamics .F.S.L.": dynamics(".F.S.L.", n_layers=3),

@@ -53,6 +53,7 @@ class Probe(Family):
 
     def __init__(self) -> None:
         self._samples: dict[str, Samples] = {}
+        self._order: tuple[ProbeConfig, int, Ints] | None = None  # of which epoch
 
     def init(self, configs: Sequence[ProbeConfig]) -> State:
         """Probes as torch draws linear layers, those of the control equal to the net's; the net as it is drawn."""
@@ -81,8 +82,9 @@ class Probe(Family):
         """An epoch is an order of all samples that comes from (seed, epoch)."""
         [config], [step] = configs, steps
         epoch, place = divmod(step, config.steps_per_epoch())
-        order = Chance("probe order", config.seed, epoch).order(config.n_val)
-        return Step(config, order[place * config.batch_size : (place + 1) * config.batch_size])
+        if self._order is None or self._order[:2] != (config, epoch):
+            self._order = config, epoch, Chance("probe order", config.seed, epoch).order(config.n_val)
+        return Step(config, self._order[2][place * config.batch_size : (place + 1) * config.batch_size])
 
     def loss(self, state: State, data: Step) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean cross entropy of the probe of the top layer; its gradient is that of all probes together."""
