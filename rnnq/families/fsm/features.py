@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rnnq.errors import DataError
-from rnnq.families.fsm import baselines, batches, data, machines, model
+from rnnq.families.fsm import baselines, batches, data, model
 from rnnq.families.fsm.batches import Chance
 from rnnq.families.fsm.data import PAD, Split
 from rnnq.families.fsm.probe_config import ProbeConfig
@@ -54,7 +53,8 @@ class Samples:
 
     def __init__(self, config: ProbeConfig, name: str) -> None:
         self.config, self.name = config, name
-        self.split, self.rows = _own(config, name)
+        split, self.rows = config.own_samples(name)
+        self.split = data.load(config)[split]
         self._kept: tuple[Tensor, Tensor] | None = None  # a parameter of the net, and the states (N, F, D)
 
     @cached_property
@@ -165,28 +165,6 @@ class Samples:
 
 def _right_of(said: Ints, answers: Ints, asked: Flags) -> int:
     return int(((said == answers) & asked).sum())
-
-
-def _own(config: ProbeConfig, name: str) -> tuple[Split, Ints]:
-    """Where the samples of a probe's split lie.
-
-    train: all of the data's val. val and test: the halves of the data's test, without machines that are, but for the
-    names of their states, in its train or val; under data_split=disjoint there are none.
-    """
-    found = data.load(config)
-    if name == "train":
-        return found.val, np.arange(found.val.n)
-    rows = np.arange(found.test.n)
-    if config.data_split == "stream":
-        kinds = [machines.kinds(found[split].tables, config.permute_tokens) for split in data.SPLITS]
-        rows = rows[~np.isin(kinds[2], np.concatenate(kinds[:2]))]
-    if len(rows) < 2:
-        raise DataError(
-            f"{config.data_name()}: of {found.test.n:,} machines of test {len(rows)} are neither in train nor in val",
-            "data_split=disjoint, or machines of more states and actions",
-        )
-    half = len(rows) // 2
-    return found.test, rows[:half] if name == "val" else rows[half:]
 
 
 def shown(split: Split, rows: Ints) -> tuple[Flags, Ints]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from rnnq.config import Metric, check
-from rnnq.errors import InputError, nearest
+from rnnq.errors import DataError, InputError
 from rnnq.families.fsm.config import BASELINES, Config, Machines
 
 LAYERS = 8  # of which the accuracies are declared as metrics; deeper ones are measured, too
@@ -124,6 +126,36 @@ class ProbeConfig(Machines):
         control = ", shuffled" if self.control == "shuffled_labels" else ""
         return f"probe {self.target}{control}, {self.model} d{self.d_model} L{self.n_layers} {self.data_name()}"
 
+    def datasets(self) -> dict[str, str]:
+        """As of the net. Raises DataError also when no machine is left that the net did not learn from."""
+        found = super().datasets()
+        self.own_samples("test")
+        return found
+
+    def own_samples(self, name: str) -> tuple[str, NDArray[np.int64]]:
+        """Which samples of which split of the data are the probe's own "train", "val" or "test".
+
+        train: all of val. val and test: the halves of test, without machines that are, but for the names of their
+        states, in train or val, of which data_split=disjoint has none. Raises DataError when nothing is left.
+        """
+        from rnnq.families.fsm import data, machines
+
+        if name == "train":
+            return "val", np.arange(self.n_val)
+        rows = np.arange(self.n_test)
+        if self.data_split == "stream":
+            splits = data.load(self)
+            kinds = [machines.kinds(splits[split].tables, self.permute_tokens) for split in data.SPLITS]
+            rows = rows[~np.isin(kinds[2], np.concatenate(kinds[:2]))]
+        if len(rows) < 2:
+            raise DataError(
+                f"a probe on {self.data_name()}: of {self.n_test:,} machines of test, {len(rows)} are neither in train "
+                "nor in val",
+                "data_split=disjoint, of the net, too; or machines of more states and actions",
+            )
+        half = len(rows) // 2
+        return "test", rows[:half] if name == "val" else rows[half:]
+
     def backbone(self, seed: int) -> Config:
         """The net whose states are read, without dropout."""
         fields = {name: getattr(self, name) for name in Machines.model_fields} | {"seed": seed, "max_seq_len": None}
@@ -144,7 +176,7 @@ class ProbeConfig(Machines):
         if not isinstance(config, Config):
             raise InputError([f"run {run} has a config that is none of fsm: {problem}" for problem in problems])
         if config.model in BASELINES:
-            raise InputError(f"run {run} is a {config.model}: it has no states", nearest(self.model, [self.model]))
+            raise InputError(f"run {run} is a {config.model}: it has no states", f"start_from= names an {self.model}")
         mine, theirs = self.content(), config.content()
         free = _SIZES if self.data_split == "disjoint" else ()  # there the machines of a split do not depend on them
         differing = [(name, mine[name], theirs[name]) for name in mine if name not in free]
