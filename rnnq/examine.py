@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pandas import DataFrame
+from pandas import DataFrame, concat
 from sqlalchemy import Engine
 
 from rnnq import families, frame, ranking, runs
 from rnnq.figures import bars, canvas, cost, curves, groups, influence, regression
-from rnnq.figures.canvas import Scale
+from rnnq.figures.canvas import Save, Scale
 from rnnq.figures.curves import Drawn
 from rnnq.figures.regression import Regression
 from rnnq.figures.subject import NO_WORDS, Examined
@@ -153,7 +153,8 @@ def draw(
 
     `on_figure` hears the name of each figure before it is drawn. A family that has figures of its own has a module
     with `draw(runs, curves, save)`, `drawn(runs)` and CURVES (the runs and metrics whose curves it draws), and what
-    its metrics are called: WORDS for a run's, CURVE_WORDS while it trains.
+    its metrics are called: WORDS for a run's, CURVE_WORDS while it trains. With `draw_lineage(links, runs, curves,
+    save)` it draws what runs that start from each other's weights did one after the other.
     """
     module = None if found.info.family_in_source else families.find_figures(found.info.family)
     save = canvas.saver(folder, how.formats)
@@ -167,6 +168,8 @@ def draw(
             on_figure(f"those of {found.info.family}")
             own = frame.curves_frame(engine, found.info.name, module.CURVES, module.drawn(found.frame))
             written += module.draw(found.frame, own, save)
+            if hasattr(module, "draw_lineage"):
+                written += _draw_lineage(engine, found, module, save)
     return written
 
 
@@ -187,6 +190,20 @@ def _figures(
         yield "hyperparameters_filtered", lambda: influence.hyperparameters_figure(found, words, True, scale)
         yield "regression_filtered", lambda: _regression(found, words, True)
     yield "cost", lambda: cost.cost_figure(found, runs.seconds(engine, found.info.name), words, scale)
+
+
+def _draw_lineage(engine: Engine, found: Examined, module: Any, save: Save) -> list[Path]:
+    """What a family draws of the runs whose weights those of a stage went on from, however far back."""
+    links = runs.ancestry(engine, found.info.name)
+    if not links:
+        return []
+    ids = {run for link in links for run in (link["child"], link["parent"])}
+    rows, points = [], []
+    for stage in dict.fromkeys(stage for link in links for stage in (link["parent_stage"], link["stage"])):
+        every = found.frame if stage == found.info.name else frame.runs_frame(engine, stage)
+        rows.append(every[every["id"].isin(ids)])
+        points.append(frame.curves_frame(engine, stage, module.CURVES, [int(run) for run in rows[-1]["id"]]))
+    return list(module.draw_lineage(DataFrame(links), concat(rows), concat(points), save))
 
 
 def _regression(found: Examined, words: Mapping[str, str], filtered: bool) -> Drawn:

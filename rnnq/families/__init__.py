@@ -23,7 +23,11 @@ BUILTIN = {
 }
 
 # name -> the module that draws what only this family has: draw(runs, curves, save), see examine.py
-FIGURES = {"dynamics": "rnnq.families.dynamics.figures"}
+FIGURES = {
+    "dynamics": "rnnq.families.dynamics.figures",
+    "fsm": "rnnq.families.fsm.figures",
+    "fsm_probe": "rnnq.families.fsm.probe_figures",
+}
 
 
 def find_config(name: str, definition: Definition | None = None) -> type[Config]:

@@ -154,6 +154,8 @@ class Config(Machines):
         Metric("val_score_last", "", "max"),
         Metric("val_ceiling", "", "max"),  # acc of the solver that knows the shown demonstrations alone
         Metric("val_shortcut", "", "max"),  # acc of the best of the three shortcuts
+        Metric("test_ceiling", "", "max"),
+        Metric("test_shortcut", "", "max"),
         Metric("parameters", ""),
         Metric("steps_per_s", "steps/s", "max"),
     )
