@@ -68,8 +68,8 @@ def draw(runs: DataFrame, curves: DataFrame, save: Save) -> list[Path]:
     fit(grid, values)
     grid[0].set_ylabel("test accuracy (share of answers)")
     figure.legend(handles=_handles(), loc="outside lower center", ncols=2)
-    figure.suptitle("what a linear probe reads off each layer, mean ± std over seeds\nbeside each name: by how much the probe "
-                    "of the top layer is better than its control (n)")  # fmt: skip
+    beside = "beside each name: by how much the probe of the top layer is better than its control (n)"
+    figure.suptitle(f"what a linear probe reads off each layer, mean ± std over seeds\n{beside}")
     return save(figure, "layers", _numbers(groups[groups["panel"].isin(names)], places))
 
 
