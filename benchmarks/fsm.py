@@ -232,6 +232,7 @@ def ordinary_steps(kind: str, states: int) -> Callable[[], Any]:
     """A step of the ordinary script; its batches lie ready."""
     import numpy as np
     import torch
+
     from rnnq.families.fsm import data
     from rnnq.families.fsm.config import Machines
 
@@ -248,6 +249,7 @@ def ordinary_steps(kind: str, states: int) -> Callable[[], Any]:
 def family_steps(kind: str, states: int, members: int) -> Callable[[], Any]:
     """A step of so many members side by side, with the drawing of their batches, as a worker does it."""
     import torch
+
     from rnnq.families.fsm.config import Config
     from rnnq.families.fsm.model import Automata
     from rnnq.train import Member, Training

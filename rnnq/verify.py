@@ -197,11 +197,14 @@ def _steps(subject: Subject, wanted: int | None) -> tuple[int, list[str]]:
 def _looked_at(made: Config, steps: int) -> tuple[Config, list[str]]:
     """The config with logging and evaluations before an interruption, too, where its steps were cut short."""
     most = {name: max(1, steps // looks) for name, looks in LOOKS.items()}
-    wide = {name: n for name, n in most.items() if isinstance(at := getattr(made, name, None), int) and at > n}
+    now = {name: getattr(made, name, None) for name in LOOKS}
+    if hasattr(made, "eval_every"):  # where it is None there may be an interval all the same
+        now["eval_every"] = made.evaluation_interval()
+    wide = {name: n for name, n in most.items() if isinstance(at := now[name], int) and at > n}
     changed, _ = config.check(type(made), made.model_dump(mode="json") | wide)
     if not wide or changed is None:
         return made, []
-    return changed, [f"with {name}={n}, not {getattr(made, name)}" for name, n in wide.items()]
+    return changed, [f"with {name}={n}, not {now[name]}" for name, n in wide.items()]
 
 
 def _why(trial: Trial, whole: Result) -> str:

@@ -43,8 +43,15 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {  # of every built-in family
         {"epochs": 32, "model": "rnn_seed", "n_layers": 8, "data_split": "stream", "head": "states"},
         {"steps": 1000, "model": "transformer", "d_model": 64, "d_ff": 128, "states": 3, "actions": 3, "dropout": 0.0},
         {"model": "solver", "states": 8, "actions": 8, "demo_length": 80, "data_seed": 7, "permute_tokens": True},
-        {"epochs": 9, "absorbing": True, "demos": 2, "query_length": 30, "stop_below": 0.05, "stop_after": 4,
-         "clip": None},
+        {
+            "epochs": 9,
+            "absorbing": True,
+            "demos": 2,
+            "query_length": 30,
+            "stop_below": 0.05,
+            "stop_after": 4,
+            "clip": None,
+        },
     ],
 }
 

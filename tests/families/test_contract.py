@@ -440,13 +440,13 @@ def test_6_the_pack_key_is_equal_only_for_configs_that_stack(name: str) -> None:
     family, base = case.make(), case.config
     assert isinstance(family, Family)
     same = []
-    for field, value in base.model_dump().items():
-        if field in ("use_new_state", "use_old_state") or not isinstance(value, (bool, int, float)):
+    for each, value in base.model_dump().items():
+        if each in ("use_new_state", "use_old_state") or not isinstance(value, (bool, int, float)):
             continue
-        changed = base.model_copy(update={field: (not value) if isinstance(value, bool) else value * 2 + 1})
+        changed = base.model_copy(update={each: (not value) if isinstance(value, bool) else value * 2 + 1})
         if changed.pack_key() != base.pack_key():
             continue
-        same.append(field)
+        same.append(each)
         state = family.init([base, changed])
         assert all(p.shape[0] == 2 for p in [*state.params.values(), *state.carried.values()])
         losses, _ = family.loss(state, family.batch([base, changed], [0, 1]))

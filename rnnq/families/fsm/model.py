@@ -146,6 +146,7 @@ def parameter_count(config: AutomataConfig) -> int:
     return 0 if config.is_baseline() else sum(tensor.numel() for tensor in draw(config).values())
 
 
+@torch.no_grad()
 def hidden_states(config: AutomataConfig, params: dict[str, Tensor], tokens: Tensor) -> dict[str, Tensor]:
     """What a net holds after each token, without dropout: (B, T) -> (B, T, D) each.
 
