@@ -349,7 +349,11 @@ def draw_lineage(links: DataFrame, runs: DataFrame, curves: DataFrame, save: Sav
         axes.set_xlabel("optimiser step in this stage")
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-        every += [*here["value"], *(limit.value for limit in limits[-1])]
+        every += [
+            *here["value"],
+            *(means["mean"] - means["std"]).dropna().clip(lower=0),
+            *(limit.value for limit in limits[-1]),
+        ]
         numbers += [_stage_numbers(stage, here, own), means.assign(stage=stage)]
     fit(grid, every)
     grid[0].set_ylabel("validation accuracy (share of query steps)")
