@@ -41,6 +41,8 @@ class Config(BaseModel):
     best_metric: ClassVar[str | None] = None  # the evaluated metric whose best step is kept as a checkpoint
     unmarked: ClassVar[tuple[str, ...]] = ()  # fields on which nothing depends that is computed: in no fingerprint
 
+    starts_from: ClassVar[str | None] = None  # the family of the runs that its runs start from, where they must
+
     seed: int = Field(default=0, ge=0, lt=2**63)  # decides initial weights, data order and dropout
 
     def steps_total(self) -> int | None:

@@ -10,27 +10,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pandas import DataFrame
+from pandas import DataFrame, concat
 from sqlalchemy import Engine
 
 from rnnq import families, frame, ranking, runs
-from rnnq.figures import canvas, cost, curves, groups, influence, regression
-from rnnq.figures.canvas import Scale
+from rnnq.figures import bars, canvas, cost, curves, groups, influence, regression
+from rnnq.figures.canvas import Save, Scale
 from rnnq.figures.curves import Drawn
 from rnnq.figures.regression import Regression
 from rnnq.figures.subject import NO_WORDS, Examined
+from rnnq.spread import Spread
 
 # -------------------------------------------------------------------------------------------------- what was asked
 
 
-def examine(engine: Engine, stage: str, filter: str | None = None, by: str | None = None) -> Examined:
+def examine(
+    engine: Engine,
+    stage: str,
+    filter: str | None = None,
+    by: str | None = None,
+    spread: Spread = Spread.std,
+) -> Examined:
     """Rank the finished runs of a stage by a metric. Raises InputError for a wrong stage, filter or metric."""
     info = runs.stage_info(engine, stage)
     metric = info.metric(by or info.primary)
     rows = runs.find(engine, stage)
     found = rows if filter is None else runs.find(engine, stage, filter)
     best = ranking.best_first(found, info, metric)
-    return Examined(info, metric, filter, rows, best, frame.of_rows(rows, info))
+    return Examined(info, metric, filter, rows, best, frame.of_rows(rows, info), spread)
 
 
 # ---------------------------------------------------------------------------------------------------------- tables
@@ -53,9 +60,11 @@ def table(found: Examined, limit: int) -> tuple[list[dict[str, Any]], list[str]]
 def groups_table(found: Examined, limit: int) -> tuple[list[dict[str, Any]], list[str]]:
     """The first `limit` groups as promote ranks them, and the columns that tell them apart.
 
-    A group that lacks seeds comes after those and has no place. `n` of `of` runs are in its mean.
+    A group that lacks seeds comes after those and has no place. `n` of `of` runs are in its mean; `t95` is half of the
+    interval that was asked for.
     """
-    before, after = ["place", "label"], ["mean", "std", "n", "of", "min", "max"]
+    interval = [] if found.spread is Spread.std else [found.spread.value]
+    before, after = ["place", "label"], ["mean", "std", *interval, "n", "of", "min", "max"]
     named = _named(found, {*before, *after})
     rows = []
     for group in found.chosen_groups[:limit]:
@@ -63,6 +72,7 @@ def groups_table(found: Examined, limit: int) -> tuple[list[dict[str, Any]], lis
         own = {name: config.get(field) for field, name in named.items()}
         spread = {"min": min(group.values), "max": max(group.values)}
         numbers = {"mean": group.mean, "std": group.std, "n": group.n, "of": group.of}
+        numbers |= {name: found.half(group) for name in interval}
         rows.append({"place": group.place, "label": group.label, **own, **numbers, **spread})
     return rows, [*before, *named.values(), *after]
 
@@ -88,6 +98,7 @@ def group_records(found: Examined, limit: int) -> list[dict[str, Any]]:
     numbers = ("place", "label", "mean", "std", "n", "of")
     return [
         {name: getattr(group, name) for name in numbers}
+        | ({} if found.spread is Spread.std else {found.spread.value: found.half(group)})
         | {"min": min(group.values), "max": max(group.values), "metric": found.name, "runs": list(group.runs)}
         | {"config": dict(group.config)}
         for group in found.chosen_groups[:limit]
@@ -142,7 +153,8 @@ def draw(
 
     `on_figure` hears the name of each figure before it is drawn. A family that has figures of its own has a module
     with `draw(runs, curves, save)`, `drawn(runs)` and CURVES (the runs and metrics whose curves it draws), and what
-    its metrics are called: WORDS for a run's, CURVE_WORDS while it trains.
+    its metrics are called: WORDS for a run's, CURVE_WORDS while it trains. With `draw_lineage(links, runs, curves,
+    save)` it draws what runs that start from each other's weights did one after the other.
     """
     module = None if found.info.family_in_source else families.find_figures(found.info.family)
     save = canvas.saver(folder, how.formats)
@@ -156,6 +168,8 @@ def draw(
             on_figure(f"those of {found.info.family}")
             own = frame.curves_frame(engine, found.info.name, module.CURVES, module.drawn(found.frame))
             written += module.draw(found.frame, own, save)
+            if hasattr(module, "draw_lineage"):
+                written += _draw_lineage(engine, found, module, save)
     return written
 
 
@@ -167,6 +181,7 @@ def _figures(
     own: Mapping[str, str] = getattr(module, "CURVE_WORDS", NO_WORDS)
     yield "curves", lambda: curves.curves_figure(found, recorded, words, own, scale)
     if found.has_seeds:
+        yield "groups", lambda: bars.bars_figure(found, words, scale)
         yield "curves_groups", lambda: groups.means_figure(found, recorded, words, own, scale)
         yield "curves_seeds", lambda: groups.seeds_figure(found, recorded, own, scale)
     yield "hyperparameters", lambda: influence.hyperparameters_figure(found, words, False, scale)
@@ -175,6 +190,20 @@ def _figures(
         yield "hyperparameters_filtered", lambda: influence.hyperparameters_figure(found, words, True, scale)
         yield "regression_filtered", lambda: _regression(found, words, True)
     yield "cost", lambda: cost.cost_figure(found, runs.seconds(engine, found.info.name), words, scale)
+
+
+def _draw_lineage(engine: Engine, found: Examined, module: Any, save: Save) -> list[Path]:
+    """What a family draws of the runs whose weights those of a stage went on from, however far back."""
+    links = runs.ancestry(engine, found.info.name)
+    if not links:
+        return []
+    ids = {run for link in links for run in (link["child"], link["parent"])}
+    rows, points = [], []
+    for stage in dict.fromkeys(stage for link in links for stage in (link["parent_stage"], link["stage"])):
+        every = found.frame if stage == found.info.name else frame.runs_frame(engine, stage)
+        rows.append(every[every["id"].isin(ids)])
+        points.append(frame.curves_frame(engine, stage, module.CURVES, [int(run) for run in rows[-1]["id"]]))
+    return list(module.draw_lineage(DataFrame(links), concat(rows), concat(points), save))
 
 
 def _regression(found: Examined, words: Mapping[str, str], filtered: bool) -> Drawn:

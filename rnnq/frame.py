@@ -37,7 +37,10 @@ def of_rows(rows: Sequence[Row], info: StageInfo) -> DataFrame:
     configs = [flat(row["config"]) for row in rows]
     columns |= {CONFIG + name: [config.get(name) for config in configs] for name in _field_names(configs, info)}
     found = DataFrame({name: Series(values, dtype=object).infer_objects() for name, values in columns.items()})
-    return found.assign(loss=found["loss"].astype(float), **_metrics([row["summary"] or {} for row in rows], info))
+    found["loss"] = found["loss"].astype(float)
+    # all at once: a frame to which a hundred columns were added one by one is slow, and says so
+    metrics = DataFrame(_metrics([row["summary"] or {} for row in rows], info), index=found.index)
+    return pd.concat([found, metrics], axis=1)
 
 
 def column(info: StageInfo, metric: str) -> str:

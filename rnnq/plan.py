@@ -100,6 +100,7 @@ def from_definitions(definitions: Sequence[Definition], defs: Path, progress: Pr
             try:
                 with _blamed_on(definition, stage):
                     origin = _origin(stage, source, definition.sha256)
+                    _refuse_orphans(stage, origin)
                     made.append(new_stage(stage.name, origin, _entries(definition, stage), progress))
             except InputError as error:
                 hint = f" ({error.hint})" if error.hint else ""
@@ -119,6 +120,13 @@ def _entries(definition: Definition, stage: Stage) -> list[Entry]:
         Entry(values, start_from=start, behind=behind, priority=stage.priority, written=one)
         for values, one in zip(stage.configs(), written, strict=True)
     ]
+
+
+def _refuse_orphans(stage: Stage, origin: Origin) -> None:
+    wanted = origin.config.starts_from
+    if wanted is not None and stage.start_from is None:
+        hint = f'start_from=rnnq.best("STAGE", same_seed=True), where STAGE has runs of {wanted}'
+        raise InputError(f"stage {stage.name}: a run of {origin.family} starts from one of {wanted}", hint)
 
 
 @contextlib.contextmanager

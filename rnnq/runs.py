@@ -238,6 +238,31 @@ def _all(connection: Connection, sql: str, run: int) -> list[dict[str, Any]]:
     return [_parsed(row) for row in connection.execute(text(sql), {"run": run})]
 
 
+def ancestry(engine: Engine, stage: str) -> list[dict[str, Any]]:
+    """Which runs those of a stage went on from, and these from, back to the first: oldest last.
+
+    Each with child, parent, the stages of both (stage, parent_stage), and the step of the checkpoint.
+    """
+    sql = """WITH RECURSIVE line(child, parent) AS (
+                 SELECT lineage.child, lineage.parent FROM lineage JOIN runs ON runs.id = lineage.child
+                 WHERE runs.stage = :stage AND lineage.kind = 'continue'
+                 AND runs.intake IN (SELECT id FROM intakes WHERE stage = :stage AND complete)
+                 UNION SELECT lineage.child, lineage.parent FROM lineage JOIN line ON lineage.child = line.parent
+                 WHERE lineage.kind = 'continue')
+             SELECT line.child, line.parent, young.stage, old.stage AS parent_stage, lineage.detail
+             FROM line JOIN lineage ON lineage.child = line.child AND lineage.parent = line.parent
+             AND lineage.kind = 'continue'
+             JOIN runs AS young ON young.id = line.child JOIN runs AS old ON old.id = line.parent
+             ORDER BY line.child DESC, line.parent"""
+    with db.reading(engine) as connection:
+        rows = connection.execute(text(sql), {"stage": stage}).mappings().all()
+    return [
+        {name: row[name] for name in ("child", "parent", "stage", "parent_stage")}
+        | {"step": (json.loads(row["detail"]) or {}).get("step") if row["detail"] else None}
+        for row in rows
+    ]
+
+
 def points(
     engine: Engine, stage: str, names: Sequence[str], ids: Sequence[int] | None = None
 ) -> list[tuple[int, str, int, float | None]]:

@@ -19,6 +19,7 @@ from rnnq import definitions, examine, families, plan, queue
 from rnnq.errors import InputError
 from rnnq.figures import canvas, regression
 from rnnq.figures.canvas import Scale
+from rnnq.spread import Spread
 from tests.conftest import Cli, claim_one
 from tests.studies import add, add_study, finish, new_run
 
@@ -216,9 +217,9 @@ def test_a_stage_with_seeds_has_the_curves_of_its_groups(engine: Engine, tmp_pat
 
     written = examine.draw(engine, examine.examine(engine, "s"), tmp_path)
 
-    assert [path.name for path in written][2:6] == [
-        "curves_groups.png", "curves_groups.csv", "curves_seeds.png", "curves_seeds.csv"
-    ]  # fmt: skip
+    assert [path.name for path in written][2:8] == [
+        f"{name}.{suffix}" for name in ("groups", "curves_groups", "curves_seeds") for suffix in ("png", "csv")
+    ]
 
 
 def test_figures_are_saved_in_every_format_asked_for_and_svg_has_text_as_text(study: Engine, tmp_path: Path) -> None:
@@ -441,8 +442,9 @@ def test_groups_are_shown_with_their_spread_and_the_plain_table_leads_to_them(
     _, out, err = terminal("examine", "--stage", "s", "--groups")
     lines = out.splitlines()
     assert lines[0].strip() == "s: 3 of 3 groups, lowest loss in nats/byte first"
-    assert lines[1].split() == ["place", "label", "width", "mean", "std", "n"]
-    assert lines[2].split() == ["1", "label0", "16", "2.1000", "0.1000", "3", "of", "3"]
+    assert lines[1].split() == ["place", "label", "width", "mean", "±", "std", "(n)"]
+    assert lines[2].split() == ["1", "label0", "16", "2.10", "±", "0.10", "(3)"]
+    assert lines[4].split() == ["label6", "64", "1.500", "±", "0.0", "(2", "of", "3)"]
     assert lines[-1] == "rnnq promote --stage s --top 2"
     assert "1 group lacks seeds and has no place: promote leaves such out" in err
     _, out, _ = terminal("examine", "--stage", "s", "--groups", "--format", "json", "--limit", "1")
@@ -450,6 +452,27 @@ def test_groups_are_shown_with_their_spread_and_the_plain_table_leads_to_them(
     assert (group["metric"], group["mean"], group["runs"], group["config"]) == (
         "loss", pytest.approx(2.1), [1, 2, 3], {"width": 16, "gate": True},
     )  # fmt: skip
+
+
+def test_an_interval_may_stand_in_place_of_the_std(engine: Engine, terminal: Terminal) -> None:
+    with_seeds(engine)
+
+    _, out, _ = terminal("examine", "--stage", "s", "--groups", "--interval", "t95")
+    assert out.splitlines()[1].split()[3:] == ["mean", "±", "t95", "(n)"]
+    assert "2.10 ± 0.25 (3)" in out  # 4.303 times 0.1 over the root of 3
+    _, out, _ = terminal("examine", "--stage", "s", "--groups", "--interval", "t95", "--format", "json")
+    assert json.loads(out)[0]["t95"] == pytest.approx(4.30265 * 0.1 / math.sqrt(3), rel=1e-4)
+    code, _, _ = terminal("examine", "--stage", "s", "--interval", "95")
+    assert code == 2
+
+
+def test_a_csv_of_groups_has_the_interval_as_a_column(engine: Engine) -> None:
+    with_seeds(engine)
+
+    rows, columns = examine.groups_table(examine.examine(engine, "s", spread=Spread.t95), 9)
+
+    assert columns == ["place", "label", "width", "mean", "std", "t95", "n", "of", "min", "max"]
+    assert rows[0]["t95"] == pytest.approx(4.30265 * 0.1 / math.sqrt(3), rel=1e-4)
 
 
 def test_a_regression_is_shown_with_what_to_beware_of(

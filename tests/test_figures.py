@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from sqlalchemy import Engine, text
 
 from rnnq import db, examine, frame, queue, runs
 from rnnq.families.dynamics import figures as dynamics
-from rnnq.figures import canvas, cost, curves, groups, influence, regression
+from rnnq.figures import bars, canvas, cost, curves, groups, influence, regression
 from rnnq.figures.canvas import Scale
+from rnnq.spread import Spread
 from tests.conftest import claim_one
 from tests.studies import ACCURACY, LOSS, add, add_study, finish, new_run
 
@@ -344,6 +346,53 @@ def test_a_mean_curve_has_the_steps_that_all_finished_members_logged(engine: Eng
     assert means["std"].tolist() == pytest.approx([math.sqrt(2)] * 2)
 
 
+def early(engine: Engine) -> None:
+    """One group of three: a run ends at step 2, one at 4, one at 6; each is constant."""
+    add(engine, [new_run(i, "g", seed=i) for i in range(3)])
+    for value, end in ((1.0, 2), (2.0, 4), (6.0, 6)):
+        points = [("loss", step, value) for step in range(1, end + 1)]
+        queue.finish(engine, claim_one(engine), 6, {"loss": value}, "loss", points)
+
+
+def test_a_run_that_ended_early_is_in_the_mean_up_to_its_end_and_no_further(engine: Engine) -> None:
+    early(engine)
+
+    means = groups.mean_curves(examine.examine(engine, "s"), recorded(engine))
+
+    assert means[["step", "n", "of", "mean"]].to_numpy().tolist() == [
+        [1, 3, 3, 3.0], [2, 3, 3, 3.0], [3, 2, 3, 4.0], [4, 2, 3, 4.0], [5, 1, 3, 6.0], [6, 1, 3, 6.0],
+    ]  # fmt: skip
+    assert means["half"].tolist()[:4] == pytest.approx([math.sqrt(7)] * 2 + [math.sqrt(8)] * 2)
+    assert means["half"].isna().tolist()[4:] == [True, True]
+
+
+def test_the_end_of_a_run_breaks_the_mean_and_says_how_many_go_on(engine: Engine) -> None:
+    early(engine)
+
+    figure, _, _ = groups.means_figure(examine.examine(engine, "s"), recorded(engine))
+    [axes] = figure.axes
+
+    dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+    assert [list(line.get_xdata()) for line in dashed] == [[3, 4], [5, 6]]
+    assert [text.get_text() for text in axes.texts] == ["n=2", "n=1"]
+    assert legend(figure)[-1] == "of the n runs that go on"
+    assert "1 group has runs that ended before others" in title(figure)
+    panels, _, _ = groups.seeds_figure(examine.examine(engine, "s"), recorded(engine))
+    assert [text.get_text() for text in panels.axes[0].texts] == ["n=2", "n=1"]
+
+
+def test_a_band_may_be_the_interval_of_the_mean(engine: Engine) -> None:
+    seeded(engine, [[1, 2, 3]] * 2, [4.0, 5.0])
+
+    found = examine.examine(engine, "s", spread=Spread.t95)
+    figure, _, numbers = groups.means_figure(found, recorded(engine))
+
+    assert numbers["t95"].tolist() == pytest.approx([12.706 / 2] * 3, rel=1e-4)  # t of one degree of freedom
+    assert legend(figure)[:2] == [
+        "1. label0: 4.5 ± 6.4 (mean ± 95%, n=2)", "band: mean ± 95% interval of the mean of the runs at a step",
+    ]  # fmt: skip
+
+
 def test_the_means_of_groups_are_named_with_their_spread_and_have_a_band(engine: Engine) -> None:
     seeded(engine, [[1, 2, 3]] * 4, [4.0, 5.0, 1.0, 2.0])
 
@@ -353,13 +402,14 @@ def test_the_means_of_groups_are_named_with_their_spread_and_have_a_band(engine:
     assert name == "curves_groups"
     assert title(figure) == "s: loss while training, means over seeds of 2 groups, n=2 finished runs each"
     assert legend(figure) == [
-        "1. label2: 1.500 ± 0.71 (mean ± std, n=2)",
-        "2. label0: 4.500 ± 0.71 (mean ± std, n=2)",
+        "1. label2: 1.50 ± 0.71 (mean ± std, n=2)",
+        "2. label0: 4.50 ± 0.71 (mean ± std, n=2)",
         "band: mean ± std of the runs at a step",
+        "one run",
     ]
-    bands = figure.axes[0].collections[1:]
+    bands = figure.axes[0].collections[2:]
     assert len(bands) == 2 and bands[0].get_datalim(figure.axes[0].transData).height == pytest.approx(math.sqrt(2))
-    assert numbers.columns.tolist() == ["place", "label", "run", "step", "n", "mean", "std", "min", "max"]
+    assert numbers.columns.tolist() == ["place", "label", "run", "step", "n", "of", "mean", "std", "min", "max"]
     assert numbers[["place", "run", "mean"]].drop_duplicates().to_numpy().tolist() == [[1, 3, 1.5], [2, 1, 4.5]]
 
 
@@ -370,7 +420,7 @@ def test_on_a_logarithmic_axis_a_band_ends_at_the_lowest_run(engine: Engine) -> 
     [axes] = figure.axes
 
     assert min(y for _, y in axes.collections[-1].get_paths()[0].vertices) == 0.01
-    assert legend(figure)[-1] == "band: mean ± std of the runs at a step, not below the lowest"
+    assert legend(figure)[-2] == "band: mean ± std of the runs at a step, not below the lowest"
 
 
 def test_many_groups_are_coloured_by_the_rank_of_their_mean_and_the_best_five_named(engine: Engine) -> None:
@@ -391,7 +441,7 @@ def test_a_group_that_lacks_seeds_is_grey_and_has_no_rank(engine: Engine) -> Non
     figure, _, numbers = groups.means_figure(examine.examine(engine, "s"), recorded(engine))
 
     assert [text.split(":")[0] for text in legend(figure)] == [
-        "1. label2", "2. label0", "1 group that lacks seeds", "band",
+        "1. label2", "2. label0", "1 group that lacks seeds", "band", "one run",
     ]  # fmt: skip
     assert numbers["place"].isna().tolist() == [False] * 4 + [True] * 2
 
@@ -424,7 +474,7 @@ def test_each_of_the_best_groups_has_a_panel_with_all_its_seeds(
 
     assert name == "curves_seeds"
     assert [axes.get_title() for axes in figure.axes] == [
-        "1. label3\n2.000 ± 1.0 (mean ± std, n=3)", "2. label0\n6.000 ± 1.0 (mean ± std, n=3)",
+        "1. label3\n2.0 ± 1.0 (mean ± std, n=3)", "2. label0\n6.0 ± 1.0 (mean ± std, n=3)",
     ]  # fmt: skip
     assert [len(axes.lines) for axes in figure.axes] == [4, 4]
     assert [axes.get_xlabel() for axes in figure.axes] == ["optimiser step"] * 2
@@ -443,10 +493,77 @@ def test_a_seed_that_has_not_finished_is_dashed_and_not_in_the_mean(engine: Engi
     [axes] = figure.axes
     mean, *seeds = axes.lines
 
-    assert axes.get_title() == "– label0\n2.000 ± 1.4 (mean ± std, n=2 of 3)"
+    assert axes.get_title() == "– label0\n2.0 ± 1.4 (mean ± std, n=2 of 3)"
     assert [line.get_linestyle() for line in seeds] == ["-", "-", "--"]
     assert mean.get_ydata()[0] == 3.0
     assert "a seed that has not finished" in legend(figure)
+
+
+# ----------------------------------------------------------------------------------------- what groups came to
+
+
+def barred(engine: Engine, scale: Scale = Scale.auto, **asked: Any) -> tuple[Figure, pd.DataFrame]:
+    """The figure of means with error bars, laid out."""
+    figure, name, numbers = bars.bars_figure(examine.examine(engine, "s", **asked), scale=scale)
+    figure.draw_without_rendering()
+    assert name == "groups"
+    return figure, numbers
+
+
+def test_each_group_has_its_mean_an_error_bar_and_its_runs_best_first(engine: Engine) -> None:
+    seeded(engine, [[1, 2]] * 5, [4.0, 5.0, 1.0, 2.0, 3.0])
+    add(engine, [new_run(5, "g2", seed=1, width=64)])
+    queue.fail(engine, claim_one(engine), "bug", "broken")
+
+    figure, numbers = barred(engine)
+    axes, beside = figure.axes[0], figure.axes[0].child_axes[0]
+
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    assert names == ["1. label2", "2. label0", "– label4"]
+    said = [text.get_text() for text in beside.get_yticklabels()]
+    assert said == ["1.50 ± 0.71 (2)", "4.50 ± 0.71 (2)", "3.000 (1 of 2)"]
+    ends = [bar.get_paths()[0].vertices[:, 0] for bar in axes.collections if isinstance(bar, LineCollection)]
+    assert np.array(ends) == pytest.approx(np.array([[0.7929, 2.2071], [3.7929, 5.2071]]), abs=1e-4)
+    assert [patch.get_width() for patch in axes.patches] == [1.5, 4.5, 3.0]  # from zero
+    assert title(figure) == "s: loss of 3 groups, mean ± std over seeds (n)"
+    assert "lacks seeds, and so is not ranked" in legend(figure)
+    assert numbers[["run", "value", "n", "of"]].to_numpy().tolist()[-1] == [5, 3.0, 1, 2]
+
+
+def test_where_zero_would_hide_the_differences_there_are_no_bars_and_the_title_says_so(engine: Engine) -> None:
+    seeded(engine, [[1, 2]] * 4, [0.98, 0.99, 0.97, 0.995])
+
+    figure, _ = barred(engine)
+
+    assert not figure.axes[0].patches
+    assert "the axis does not begin at zero" in title(figure)
+
+
+def test_on_a_logarithmic_axis_an_error_bar_ends_at_the_lowest_run(engine: Engine) -> None:
+    seeded(engine, [[1, 2]] * 2, [0.01, 5.0])
+
+    figure, _ = barred(engine, Scale.log)
+    [bar] = [bar for bar in figure.axes[0].collections if isinstance(bar, LineCollection)]
+
+    assert bar.get_paths()[0].vertices[0, 0] == pytest.approx(0.01)
+    assert not figure.axes[0].patches
+
+
+def test_of_many_groups_the_best_thirty_have_a_row(engine: Engine) -> None:
+    seeded(engine, [[1, 2]] * 64, [float(i // 2 + i % 2) for i in range(64)])
+
+    figure, numbers = barred(engine, spread=Spread.t95)
+
+    assert title(figure) == "s: loss of the best 30 of 32 groups, mean ± 95% interval of the mean over seeds (n)"
+    assert numbers["t95"].tolist() == pytest.approx([12.7062 / 2] * 60, rel=1e-4)
+
+
+def test_a_stage_without_finished_groups_has_no_bars(engine: Engine) -> None:
+    add(engine, [new_run(0, "g")])
+
+    figure, _, numbers = bars.bars_figure(examine.examine(engine, "s"))
+
+    assert "no group has a finished run with loss" in said(figure) and numbers.empty
 
 
 # ----------------------------------------------------------------------------------------------------- regression

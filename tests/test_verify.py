@@ -33,6 +33,10 @@ SMALL: dict[str, dict[str, Any]] = {
         "model": {"hidden_dim": 8, "init_scale": 0.5},
         "training": {"mode": "offline", "epochs": 14, "eval_every": 10, "optimizer": "hybrid", "scaling_factor": -1.0},
     },
+    "fsm_probe": {  # of the net as it is drawn: which one is probed changes nothing here
+        "states": 2, "actions": 3, "demos": 2, "demo_length": 6, "query_length": 6, "n_train": 20, "n_val": 18,
+        "n_test": 8, "d_model": 8, "batch_size": 4, "steps": 40, "log_every": 3, "eval_every": 10,
+    },
     "fsm": {
         "states": 2, "actions": 3, "demos": 2, "demo_length": 4, "query_length": 3, "n_train": 50, "n_val": 10,
         "n_test": 10, "d_model": 8, "batch_size": 4, "steps": 40, "log_every": 3, "eval_every": 10,

@@ -17,6 +17,7 @@ import typer
 from rnnq.cli import output
 from rnnq.cli.options import DB, By, Db, Filter, Format, Rows, Stage
 from rnnq.errors import InputError
+from rnnq.spread import Spread
 
 if TYPE_CHECKING:
     from rnnq.figures.regression import Regression
@@ -41,6 +42,10 @@ def examine(
     regression: Annotated[
         bool, typer.Option("--regression", help="A table of what each hyper-parameter does, by linear regression.")
     ] = False,
+    interval: Annotated[
+        Spread,
+        typer.Option("--interval", help="What ± means: the std over seeds, or a 95% t interval of their mean."),
+    ] = Spread.std,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many rows the table shows.")] = 20,
     save: Annotated[
         Path | None, typer.Option("--save", help="The folder for figures; default: figures/STAGE.", show_default=False)
@@ -66,7 +71,7 @@ def examine(
         how = study.drawing(image or [], scale.value)
         engine = database.open(db)
         chosen = stage or runs.newest_finished_stage(engine)
-        found = study.examine(engine, chosen, filter, by)
+        found = study.examine(engine, chosen, filter, by, interval)
         folder = save or Path("figures") / chosen
         written = study.draw(engine, found, folder, lambda name: say(f"drawing {name}"), how)
         fit = study.fitted(found) if regression else None
@@ -149,8 +154,10 @@ def _show_groups(found: Examined, limit: int, format: Format) -> None:
             output.rows(format, rows, columns)
         elif rows:
             output.say(_head(found, len(rows), len(found.chosen_groups), "group"))
-            shown = [row | {"n": f"{row['n']} of {row['of']}"} for row in rows]
-            output.rows(format, shown, [name for name in columns if name not in ("of", "min", "max")])
+            mean = f"mean ± {found.spread.value} (n)"
+            shown = [row | {mean: found.counted(group)} for row, group in zip(rows, found.chosen_groups, strict=False)]
+            numbers = columns[columns.index("mean") :]
+            output.rows(format, shown, [*(name for name in columns if name not in numbers), mean])
     if not found.best:
         output.remark(_nothing_found(found))
     lacking = sum(group.place is None for group in found.chosen_groups)

@@ -19,11 +19,16 @@ from rnnq.families.base import Family, Generator
 BUILTIN = {
     "dynamics": ("rnnq.families.dynamics.config:DynamicsConfig", "rnnq.families.dynamics.model:Dynamics"),
     "fsm": ("rnnq.families.fsm.config:Config", "rnnq.families.fsm.model:Automata"),
+    "fsm_probe": ("rnnq.families.fsm.probe_config:ProbeConfig", "rnnq.families.fsm.probe:Probe"),
     "groups": ("rnnq.families.groups.config:GroupsConfig", "rnnq.families.groups.model:Groups"),
 }
 
 # name -> the module that draws what only this family has: draw(runs, curves, save), see examine.py
-FIGURES = {"dynamics": "rnnq.families.dynamics.figures"}
+FIGURES = {
+    "dynamics": "rnnq.families.dynamics.figures",
+    "fsm": "rnnq.families.fsm.figures",
+    "fsm_probe": "rnnq.families.fsm.probe_figures",
+}
 
 
 def find_config(name: str, definition: Definition | None = None) -> type[Config]:

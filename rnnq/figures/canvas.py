@@ -173,18 +173,6 @@ def remarks(*counted: tuple[int, str, str]) -> list[str]:
     return [f"{n:,} {one if n == 1 else many}" for n, one, many in counted if n]
 
 
-def shown(value: float | None) -> str:
-    """A number with four digits that count."""
-    if value is None or value != value:
-        return ""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
-
-
-def with_spread(mean: float, std: float | None) -> str:
-    """ "1.593 ± 0.016"; without a spread the mean alone."""
-    return shown(mean) if std is None else f"{shown(mean)} ± {std:#.2g}"
-
-
 def note(text: str) -> Figure:
     """A figure that says why there is nothing to draw."""
     figure = Figure(figsize=(7, 1.6))

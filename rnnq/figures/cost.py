@@ -13,9 +13,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from pandas import DataFrame
 
-from rnnq import frame
+from rnnq import frame, spread
 from rnnq.figures import canvas
-from rnnq.figures.canvas import BLUE, DARK, GREY, RED, Scale, plain, shown, with_unit
+from rnnq.figures.canvas import BLUE, DARK, GREY, RED, Scale, plain, with_unit
 from rnnq.figures.subject import NO_WORDS, Examined, Words
 
 NAMED = 12  # of the front that the legend names
@@ -165,7 +165,7 @@ def _name_front(axes: Axes, cost: Cost, best: DataFrame, named: DataFrame, found
     ]  # fmt: skip
     for number, (_, row) in enumerate(named.iterrows(), start=1):
         who = f"run {row['run']}" if row["n"] == 1 else f"n={row['n']}"
-        numbers = f"{shown(row['metric'])}, {cost.form.format(row['value'])}"
+        numbers = f"{spread.number(row['metric'])}, {cost.form.format(row['value'])}"
         text = f"{number}  {plain(row['label'], LABEL)} ({who}): {numbers}"
         handles.append(Line2D([], [], linestyle="", label=text))
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.11), fontsize=7.5, handlelength=1.6)

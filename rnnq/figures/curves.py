@@ -16,8 +16,9 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from pandas import DataFrame, Series
 
 from rnnq.figures import canvas
-from rnnq.figures.canvas import GREY, MARKS, Scale, count, plain, shown, with_unit
+from rnnq.figures.canvas import GREY, MARKS, Scale, count, plain, with_unit
 from rnnq.figures.subject import NO_WORDS, Examined, Row, Words
+from rnnq.spread import number
 
 BEST = 5  # runs or groups that the legend names
 NAMED = 10  # up to so many curves of runs, all are named
@@ -149,7 +150,7 @@ def _draw_runs(found: Examined, axes: Axes, lines: Mapping[int, np.ndarray], wor
         label_bar(bar, [found.value(row) for row in found.ranked], found, words)
     handles = []
     for place, run in reversed(list(enumerate(named))):
-        label = f"{found.places[run]}. {_name(found, found.by_id[run])}: {shown(found.value(found.by_id[run]))}"
+        label = f"{found.places[run]}. {_name(found, found.by_id[run])}: {number(found.value(found.by_id[run]))}"
         handles.append(draw_named(axes, lines[run], label, place, len(named)))
     if unranked:
         text = f"{count(len(unranked), 'run')} without a rank: not finished, or no finite {found.name}"
@@ -202,7 +203,7 @@ def label_bar(bar: Colorbar, values: Sequence[float | None], found: Examined, wo
     bar.solids.set_alpha(1)  # type: ignore[union-attr]
     bar.ax.yaxis.set_major_locator(FixedLocator(ticks))
     bar.ax.yaxis.set_minor_locator(NullLocator())
-    bar.ax.set_yticklabels([f"{tick:,}: {shown(values[tick - 1])}" for tick in ticks])
+    bar.ax.set_yticklabels([f"{tick:,}: {number(values[tick - 1])}" for tick in ticks])
     if found.metric["better"] == "max":
         bar.ax.invert_yaxis()
     bar.set_label("rank by " + with_unit(words.get(found.name, found.name), found.metric["unit"]))

@@ -13,10 +13,11 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 from pandas import DataFrame, Series
 
 from rnnq.figures import canvas
-from rnnq.figures.canvas import BLUE, DARK, GREY, MARKS, Scale, count, plain, with_spread, with_unit
+from rnnq.figures.canvas import BLUE, DARK, GREY, MARKS, Scale, count, plain, with_unit
 from rnnq.figures.curves import (
     BEST,
     LABEL,
@@ -37,23 +38,46 @@ from rnnq.figures.curves import (
 )
 from rnnq.figures.subject import NO_WORDS, Examined, Words
 from rnnq.ranking import Ranked
+from rnnq.spread import Spread, half_width, with_spread
 
 PANELS = 12  # groups that have a panel of their own
+FEW = 30  # runs of the named groups; of so many at most, each has a thin line of its own
+HALO = [withStroke(linewidth=2, foreground="white")]
 MEAN: Any = {"color": BLUE, "linewidth": 4, "alpha": 0.4}
 
 
 def mean_curves(found: Examined, points: DataFrame) -> DataFrame:
-    """The mean over the finished runs of each group at each step that all of them have logged.
+    """The mean over the finished runs of each group, at each step that all of them that got so far have logged.
 
-    Columns: group (its place in `found.groups`), step, n, mean, std (n - 1; missing for n = 1), min, max. A finished
-    run that has no curve at all is not counted.
+    A run that ended earlier is not in the means behind its end: no value is made up for it. Columns: group (its place
+    in `found.groups`), step, n, of (finished runs that have a curve), mean, std (n - 1; missing for n = 1), half (what
+    stands behind ±), min, max.
     """
     group = Series({run: place for place, ranked in enumerate(found.groups) for run in ranked.runs}, dtype=float)
     placed = points.assign(group=points["run"].map(group)).dropna(subset="group").astype({"group": int})
-    members = placed.groupby("group")["run"].nunique()
     means = placed.groupby(["group", "step"])["value"].agg(["count", "mean", "std", "min", "max"]).reset_index()
     means = means.rename(columns={"count": "n"})
-    return means[means["n"] == means["group"].map(members)].reset_index(drop=True)
+    means = means.assign(of=means["group"].map(placed.groupby("group")["run"].nunique()))
+    kept = means[means["n"] == means["of"] - _ended(placed, means)]
+    shared = kept.loc[kept["n"] == kept["of"], "group"].unique()  # without a step of all its runs, a group has no mean
+    kept = kept[kept["group"].isin(shared)].reset_index(drop=True)
+    factor = {n: half_width(1.0, n, found.spread) for n in kept["n"].unique().tolist()}
+    half = kept["std"] * kept["n"].map(factor).astype(float)
+    return kept.assign(half=half)[["group", "step", "n", "of", "mean", "std", "half", "min", "max"]]
+
+
+def _ended(placed: DataFrame, means: DataFrame) -> np.ndarray:
+    """How many runs of the group have ended before the step of each mean."""
+    last = placed.groupby(["group", "run"])["step"].max().reset_index()
+    beyond = int(placed["step"].max() if len(placed) else 0) + 1
+    ends = np.sort((last["group"] * beyond + last["step"]).to_numpy())
+    first = (means["group"] * beyond).to_numpy()
+    return np.asarray(np.searchsorted(ends, first + means["step"].to_numpy()) - np.searchsorted(ends, first))
+
+
+def _spells(own: DataFrame) -> list[DataFrame]:
+    """The means of a group, cut where the number of runs changes: between two such, a line would be a jump."""
+    return [part for _, part in own.groupby("n", sort=False)]
 
 
 # ------------------------------------------------------------------------------------------------- means of groups
@@ -78,10 +102,14 @@ def means_figure(
 
     figure, axes = canvas_of_one()
     beyond = frame_of(axes, metric, list(means.values()), curve_words, scale)
-    handles = _draw_means(found, axes, means, numbers, words)
+    handles = _draw_means(found, axes, points, numbers, words)
     legend_below(figure, handles)
     runs = numbers["group"].map(dict(enumerate(group.n for group in found.groups)))
-    remarks = canvas.remarks((beyond, "group reaches beyond the axis", "groups reach beyond the axis"))
+    shorter = int(numbers[numbers["n"] < numbers["of"]]["group"].nunique())
+    remarks = canvas.remarks(
+        (beyond, "group reaches beyond the axis", "groups reach beyond the axis"),
+        (shorter, "group has runs that ended before others", "groups have runs that ended before others"),
+    )
     canvas.heading(
         figure,
         f"{stage}: {metric['name']} while training, means over seeds of {count(len(means), 'group')}, "
@@ -92,26 +120,70 @@ def means_figure(
 
 
 def _draw_means(
-    found: Examined, axes: Axes, means: Mapping[int, np.ndarray], numbers: DataFrame, words: Words
+    found: Examined, axes: Axes, points: DataFrame, numbers: DataFrame, words: Words
 ) -> list[Artist]:
     """Draw the groups, the best on top; returns what the legend shows."""
-    ranked = [place for place in means if found.groups[place].place is not None] or list(means)
-    lacking = sorted(set(means) - set(ranked))
-    _draw_lacking(axes, [means[place] for place in lacking])
-    named, rest = ranked[:BEST], evenly(ranked[BEST:][::-1])
+    whole = numbers[numbers["n"] == numbers["of"]]
+    means = lines_of(whole, "group", "mean") if len(whole) else {}
+    places = numbers["group"].unique().tolist()
+    ranked = [place for place in places if found.groups[place].place is not None] or places
+    lacking = sorted(set(places) - set(ranked))
+    _draw_lacking(axes, [means[place] for place in lacking if place in means])
+    named, rest = ranked[:BEST], [place for place in evenly(ranked[BEST:][::-1]) if place in means]
     if rest:
         bar = draw_ranked(axes, [means[place] for place in rest], [place + 1 for place in rest])
         label_bar(bar, [group.mean for group in found.groups], found, words)
-    handles: list[Artist] = []
-    for i, place in enumerate(named):
-        _draw_band(axes, numbers[numbers["group"] == place], MARKS[i].colour)
-        handles.append(draw_named(axes, means[place], group_name(found.groups[place]), i, len(named)))
+    thin_ones = _draw_members(found, axes, points, named)
+    handles: list[Artist] = [
+        _draw_named(found, axes, numbers[numbers["group"] == place], i, len(named)) for i, place in enumerate(named)
+    ]
     if lacking:
         text = f"{count(len(lacking), 'group')} that {'lacks' if len(lacking) == 1 else 'lack'} seeds"
         handles.append(Line2D([], [], color=GREY, linewidth=0.7, linestyle="--", label=text))
-    band = "band: mean ± std of the runs at a step"
-    band += ", not below the lowest" if axes.get_yscale() == "log" else ""
-    return [*handles, Patch(color=GREY, alpha=0.3, linewidth=0, label=band)]
+    return [*handles, *_mean_handles(found, axes, numbers[numbers["group"].isin(named)], thin_ones)]
+
+
+def _draw_named(found: Examined, axes: Axes, own: DataFrame, place: int, of: int) -> Line2D:
+    """The mean of a group and its band; behind the end of a run dashed, with the number of those that go on."""
+    colour, group = MARKS[place].colour, found.groups[int(own["group"].iloc[0])]
+    first, *later = _spells(own)
+    _draw_band(axes, own, colour)
+    drawn = draw_named(axes, first[["step", "mean"]].to_numpy(float), group_name(found, group), place, of)
+    for part in later:
+        marker = MARKS[place].marker if len(part) == 1 else ""
+        axes.plot(part["step"], part["mean"], color=colour, linewidth=1.3, linestyle="--", zorder=4, marker=marker)
+        _say_n(axes, part, colour)
+    return drawn
+
+
+def _say_n(axes: Axes, part: DataFrame, colour: str) -> None:
+    at = (float(part["step"].iloc[0]), float(part["mean"].iloc[0]))
+    axes.annotate(f"n={part['n'].iloc[0]}", at, xytext=(0, 5), textcoords="offset points", ha="center",
+                  fontsize=7.5, color=colour, zorder=5, path_effects=HALO)  # fmt: skip
+
+
+def _draw_members(found: Examined, axes: Axes, points: DataFrame, named: Sequence[int]) -> bool:
+    """Where they are few, the runs of the named groups as thin lines; returns whether there are any."""
+    colours = {run: MARKS[i].colour for i, place in enumerate(named) for run in found.groups[place].runs}
+    own = points[points["run"].isin(colours)]
+    if not 0 < own["run"].nunique() <= FEW:
+        return False
+    lines = lines_of(thin(own, "run")[0], "run", "value")
+    shades = [colours[run] for run in lines]
+    axes.add_collection(LineCollection(list(lines.values()), colors=shades, linewidths=0.5, alpha=0.5, zorder=3.2))
+    return True
+
+
+def _mean_handles(found: Examined, axes: Axes, named: DataFrame, thin_ones: bool) -> list[Artist]:
+    band = f"band: mean ± {found.spread.words} of the runs at a step"
+    if axes.get_yscale() == "log":
+        band += ", not below the lowest"
+    handles: list[Artist] = [Patch(color=GREY, alpha=0.3, linewidth=0, label=band)]
+    if thin_ones:
+        handles.append(Line2D([], [], color=GREY, linewidth=0.5, label="one run"))
+    if (named["n"] < named["of"]).any():
+        handles.append(Line2D([], [], color=GREY, linewidth=1.3, linestyle="--", label="of the n runs that go on"))
+    return handles
 
 
 def _from_to(sizes: Series) -> str:
@@ -126,35 +198,39 @@ def _draw_lacking(axes: Axes, lines: Sequence[np.ndarray]) -> None:
 
 
 def _draw_band(axes: Axes, own: DataFrame, colour: str) -> None:
-    """One standard deviation to either side; on a logarithmic axis not below the lowest run, as it may be negative."""
-    if own["std"].isna().all():
-        return
-    low, high = own["mean"] - own["std"], own["mean"] + own["std"]
-    if axes.get_yscale() == "log":
-        low = np.maximum(low, own["min"])
-    axes.fill_between(own["step"], low, high, color=colour, alpha=0.15, linewidth=0, zorder=3)
+    """The spread to either side; on a logarithmic axis not below the lowest run, as it may be negative."""
+    for part in _spells(own):
+        if part["half"].isna().all():
+            continue
+        low, high = part["mean"] - part["half"], part["mean"] + part["half"]
+        if axes.get_yscale() == "log":
+            low = np.maximum(low, part["min"])
+        axes.fill_between(part["step"], low, high, color=colour, alpha=0.15, linewidth=0, zorder=3)
 
 
-def group_name(group: Ranked, width: int = LABEL) -> str:
+def group_name(found: Examined, group: Ranked, width: int = LABEL) -> str:
     """ "1. .F.SN.R L2 S256: 1.593 ± 0.016 (mean ± std, n=3)"; a group that lacks seeds has no place."""
     place = f"{group.place}. " if group.place is not None else "– "
-    return f"{place}{plain(group.label, width)}: {_mean_of(group)}"
+    return f"{place}{plain(group.label, width)}: {_mean_of(found, group)}"
 
 
-def _mean_of(group: Ranked) -> str:
+def _mean_of(found: Examined, group: Ranked) -> str:
     n = f"n={group.n}" if group.n == group.of else f"n={group.n} of {group.of}"
-    return f"{with_spread(group.mean, group.std)} ({'mean ± std, ' if group.std is not None else ''}{n})"
+    half, what = found.half(group), "std" if found.spread is Spread.std else "95%"
+    return f"{with_spread(group.mean, half)} ({f'mean ± {what}, ' if half is not None else ''}{n})"
 
 
 def _mean_numbers(found: Examined, numbers: DataFrame) -> DataFrame:
-    """place, label, run (the first of the group), step, n, mean, std."""
+    """place, label, run (the first of the group), step, n, of, mean, std, min, max; t95 where it was asked for."""
     order = numbers["group"]
     by_place = dict(enumerate(found.groups))
+    interval = {} if found.spread is Spread.std else {found.spread.value: numbers["half"]}
     return DataFrame({
         "place": order.map({i: group.place for i, group in by_place.items()}).astype("Int64"),
         "label": order.map({i: group.label for i, group in by_place.items()}),
         "run": order.map({i: group.runs[0] for i, group in by_place.items()}),
-        **{name: numbers[name] for name in ("step", "n", "mean", "std", "min", "max")},
+        **{name: numbers[name] for name in ("step", "n", "of", "mean", "std", "min", "max")},
+        **interval,
     })  # fmt: skip
 
 
@@ -180,7 +256,7 @@ def seeds_figure(found: Examined, curves: DataFrame, curve_words: Words = NO_WOR
     for axes, place in zip(grid, order, strict=True):
         own = {run: lines[run] for run in members[members["group"] == place]["run"].unique()}
         _draw_seeds(found, axes, own, means[means["group"] == place])
-        axes.set_title(_panel_title(found.groups[place]), fontsize=9)
+        axes.set_title(_panel_title(found, found.groups[place]), fontsize=9)
         axes.set_ylabel("")
     for axes in grid[-columns:]:  # below each column: a common label would lie on the legend
         axes.set_xlabel("optimiser step")
@@ -208,22 +284,25 @@ def _members(found: Examined, points: DataFrame) -> DataFrame:
 
 
 def _draw_seeds(found: Examined, axes: Axes, lines: Mapping[int, np.ndarray], mean: DataFrame) -> None:
-    if len(mean) > 1:  # wide and pale, so that it hides no seed
-        axes.plot(mean["step"], mean["mean"], **MEAN)
+    for part in _spells(mean):  # wide and pale, so that it hides no seed
+        if len(part) > 1:
+            axes.plot(part["step"], part["mean"], **MEAN)
+        if part["n"].iloc[0] < part["of"].iloc[0]:
+            _say_n(axes, part, BLUE)
     for run, line in lines.items():
         done = found.by_id[run]["state"] == "done"
         axes.plot(*line.T, color=DARK if done else GREY, linewidth=0.6, linestyle="-" if done else "--")
 
 
-def _panel_title(group: Ranked) -> str:
+def _panel_title(found: Examined, group: Ranked) -> str:
     name = f"{group.place}. {group.label}" if group.place is not None else f"– {group.label}"
-    return f"{plain(name, 40)}\n{_mean_of(group)}"
+    return f"{plain(name, 40)}\n{_mean_of(found, group)}"
 
 
 def _seed_handles(found: Examined, lines: Mapping[int, np.ndarray]) -> list[Line2D]:
     handles = [
         Line2D([], [], color=DARK, linewidth=0.8, label="one seed"),
-        Line2D([], [], label="mean, where all finished seeds have logged", **MEAN),
+        Line2D([], [], label="mean of the finished seeds that got so far", **MEAN),
     ]
     if any(found.by_id[run]["state"] != "done" for run in lines):
         handles.insert(

@@ -13,6 +13,7 @@ from rnnq import frame, ranking, runs
 from rnnq.query import OPEN
 from rnnq.ranking import Ranked
 from rnnq.runs import StageInfo
+from rnnq.spread import Spread, counted, half_width
 
 Row = Mapping[str, Any]
 Words = Mapping[str, str]  # metric -> what it is called on an axis, where that is not its name
@@ -29,6 +30,7 @@ class Examined:
     rows: list[dict[str, Any]]  # every run of the stage, by id
     best: list[dict[str, Any]]  # the finished ones that fulfil the filter, best first
     frame: DataFrame  # of `rows`
+    spread: Spread = Spread.std  # what ± means
 
     @property
     def name(self) -> str:
@@ -85,6 +87,14 @@ class Examined:
         if self.filter is None:
             return self.groups
         return ranking.with_lacking(self.rows, {row["id"] for row in self.best}, self.metric, self.info)
+
+    def half(self, group: Ranked) -> float | None:
+        """What stands behind the ± of a group's mean; None of one run."""
+        return half_width(group.std, group.n, self.spread)
+
+    def counted(self, group: Ranked) -> str:
+        """ "0.9871 ± 0.0031 (5)": a group's mean, its spread, and of how many runs."""
+        return counted(group.mean, self.half(group), group.n, group.of)
 
     def shown(self, filtered: bool) -> DataFrame:
         """The finished runs whose metric is finite, by id, the metric in the column `metric`."""

@@ -29,9 +29,11 @@ from rnnq import checkpoint, families, optimizer
 from rnnq.checkpoint import Owner, Saved
 from rnnq.config import Config, field_types, parse, to_json
 from rnnq.errors import InputError
-from rnnq.families.base import Family, Generator, Spec, State
+from rnnq.families.base import Family, Generator, Parent, Spec, State
 from rnnq.families.dynamics.config import FLAGS, DynamicsConfig
 from rnnq.families.fsm.config import Config as AutomataConfig
+from rnnq.families.fsm.probe import Probe
+from rnnq.families.fsm.probe_config import ProbeConfig
 from rnnq.families.groups.config import GroupsConfig
 from rnnq.train import Every, Member, Outcome, Point, Training, together, train
 
@@ -215,7 +217,29 @@ def groups(steps: int = STEPS, **fields: Any) -> Case:
 
 
 GROUPS_BOUND = frozenset({"data.p", "data.k", "data.batch_size", "model.hidden_dim"})
+TINY = {"states": 2, "actions": 3, "demos": 2, "demo_length": 6, "query_length": 6, "n_train": 20, "n_val": 18,
+        "n_test": 8, "d_model": 8, "n_layers": 2}  # fmt: skip
+
+
+class Started(Probe):
+    """Probes of another run's net, which every other run of theirs starts from, too."""
+
+    def init(self, configs: Sequence[ProbeConfig]) -> State:
+        net = parse(AutomataConfig, TINY | {"model": configs[0].model, "steps": 1, "seed": 99})
+        parent = Parent(7, "fsm", net.model_dump(mode="json"), 1, families.find("fsm").init([net]).params, {})  # type: ignore[union-attr]
+        return self.begin(configs[0], super().init(configs), parent)
+
+
+def probe(**fields: Any) -> Case:
+    """Small probes: an epoch is 5 steps."""
+    small = {"batch_size": 4, "steps": STEPS, "log_every": 3, "eval_every": 4}
+    return Case(Started, parse(ProbeConfig, TINY | small | fields))
+
+
 CASES = {
+    "fsm_probe of weights": probe(seed=1),
+    "fsm_probe of shuffled answers": probe(model="rnn", target="current_state", control="shuffled_labels"),
+    "fsm_probe of a table": probe(target="table", layers="top", seed=3),
     "groups rnn": groups(),
     "groups rnn all outputs": groups(model={"return_all_outputs": True, "transform_type": "multiplicative"}),
     "groups hybrid": groups(training={"optimizer": "hybrid", "scaling_factor": -1.0}),

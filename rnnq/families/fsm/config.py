@@ -137,6 +137,9 @@ _SCORES: tuple[tuple[str, str, Literal["min", "max"]], ...] = (
 )
 
 
+PARTS = 8  # of a query, for accuracy by position
+
+
 class Config(Machines):
     """The model and its training. The published study has d_model 256 and 2 layers, or 8 for its deep RNN."""
 
@@ -144,12 +147,15 @@ class Config(Machines):
         Metric("loss", "nats/token"),  # of training: a running mean over batches, with dropout
         *(Metric(f"val_{name}", unit, better, name == "loss") for name, unit, better in _SCORES),
         *(Metric(f"test_{name}", unit, better) for name, unit, better in _SCORES),
+        *(Metric(f"test_acc_pos{number}", "", "max") for number in range(PARTS)),  # test_acc by eighths of the query
         Metric("best_step", "steps"),  # of the lowest val_loss: what val_* and test_* of a summary are of
         Metric("val_loss_last", "nats/token"),  # at the last evaluation, and so the next two
         Metric("val_acc_last", "", "max"),
         Metric("val_score_last", "", "max"),
         Metric("val_ceiling", "", "max"),  # acc of the solver that knows the shown demonstrations alone
         Metric("val_shortcut", "", "max"),  # acc of the best of the three shortcuts
+        Metric("test_ceiling", "", "max"),
+        Metric("test_shortcut", "", "max"),
         Metric("parameters", ""),
         Metric("steps_per_s", "steps/s", "max"),
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 from rnnq.families.base import State
 from rnnq.families.fsm import baselines, batches
 from rnnq.families.fsm.batches import Drawn
-from rnnq.families.fsm.config import Config
+from rnnq.families.fsm.config import PARTS, Config
 from rnnq.families.fsm.data import PAD, Dataset, Split
 
 Ints = NDArray[np.int64]
@@ -51,6 +51,8 @@ class Tally:
     right: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
     all_right: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
     right_outside: NDArray[np.float64] = field(default_factory=lambda: np.zeros(1))
+    tokens_at: NDArray[np.int64] = field(default_factory=lambda: np.zeros(PARTS, np.int64))  # by part of the query
+    right_at: NDArray[np.float64] = field(default_factory=lambda: np.zeros((PARTS, 1)))
 
     def add(self, said: Ints, answers: Ints, asked: NDArray[np.bool_], outside: NDArray[np.bool_]) -> None:
         """What was said: (K, B, L), all others (B, L). Only what was asked counts."""
@@ -61,6 +63,10 @@ class Tally:
         self.right = self.right + right.sum((1, 2))
         self.all_right = self.all_right + (right | ~asked).all(2).sum(1)
         self.right_outside = self.right_outside + (right & outside).sum((1, 2))
+        part = PARTS * np.arange(asked.shape[1]) // np.maximum(1, asked.sum(1, keepdims=True))
+        parts = [asked & (part == number) for number in range(PARTS)]
+        self.tokens_at = self.tokens_at + np.array([own.sum() for own in parts], np.int64)
+        self.right_at = self.right_at + np.stack([(right & own).sum((1, 2)) for own in parts])
 
 
 def measure(config: Config, net: Net, params: Params, dataset: Dataset, split: str) -> list[dict[str, float]]:
@@ -119,13 +125,18 @@ def _tally(part: Split, rows: Ints, said: Ints) -> Tally:
 def _shares(config: Config, tally: Tally, dataset: Dataset, split: str) -> list[dict[str, float]]:
     found = []
     shortcut, ceiling = dataset.shortcut(split), dataset.ceiling(split)
-    for right, all_right, right_outside in zip(tally.right, tally.all_right, tally.right_outside, strict=True):
+    for k, (right, all_right, right_outside) in enumerate(
+        zip(tally.right, tally.all_right, tally.right_outside, strict=True)
+    ):
         share = float(right) / tally.tokens
         metrics = {"acc": share, "seq_acc": float(all_right) / tally.samples}
         if ceiling > shortcut:
             metrics["score"] = (share - shortcut) / (ceiling - shortcut)
         if config.absorbing and tally.tokens_outside:
             metrics["outside_acc"] = float(right_outside) / tally.tokens_outside
+        if split == "test":
+            shares = enumerate(zip(tally.right_at[:, k], tally.tokens_at, strict=True))
+            metrics |= {f"acc_pos{number}": float(hits) / int(n) for number, (hits, n) in shares if n}
         found.append(metrics)
     return found
 

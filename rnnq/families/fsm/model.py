@@ -128,7 +128,8 @@ class Automata(Family):
             found |= {name: value for name, step, value in curve if step == best and name.startswith("val_")}
             found["best_step"] = best
         dataset = data.load(config)
-        found |= {"val_shortcut": dataset.shortcut("val"), "val_ceiling": dataset.ceiling("val")}
+        for split in ("val", "test"):
+            found |= {f"{split}_shortcut": dataset.shortcut(split), f"{split}_ceiling": dataset.ceiling(split)}
         return found | {"parameters": parameter_count(config)}
 
 
