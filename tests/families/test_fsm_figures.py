@@ -180,6 +180,7 @@ def test_one_stage_alone_is_no_curriculum() -> None:
     assert figures.draw_lineage(links, line({"s": [1, 2]}), curves, save) == []
 
 
+@pytest.mark.both
 def test_the_ancestry_of_a_stage_goes_back_to_the_first_run(engine: Engine) -> None:
     for name in ("one", "two", "three"):
         add(engine, [new_run(0)], name)
