@@ -69,6 +69,12 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {  # of every built-in family
             "clip": None,
         },
     ],
+    "fsm_probe": [
+        {},
+        {"seed": 1},
+        {"target": "table", "model": "gru", "d_model": 64, "n_layers": 1, "layers": "top"},
+        {"target": "current_state", "control": "shuffled_labels", "states": 3, "actions": 3, "steps": 100, "lr": 0.01},
+    ],
 }
 
 

@@ -13,7 +13,7 @@ from pandas import DataFrame
 from sqlalchemy import Engine, text
 
 from rnnq import db, examine, runs
-from rnnq.families.fsm import figures, probe_figures
+from rnnq.families.fsm import baselines, data, evaluation, figures, probe_figures
 from rnnq.families.fsm.config import Config
 from rnnq.families.fsm.probe_config import ProbeConfig
 from tests.studies import ACCURACY, LOSS, add, finish, new_run
@@ -121,6 +121,25 @@ def test_a_stage_without_finished_learners_has_no_such_figures() -> None:
     assert figures.draw(frame_of(NET, [baseline("solver", 0.98)]), DataFrame(), save) == []
 
 
+def test_the_accuracy_of_an_eighth_is_that_of_its_share_of_each_query() -> None:
+    config = Config(
+        states=2, actions=3, demos=2, demo_length=4, query_length=12, n_train=9, n_val=9, n_test=40, model="solver"
+    )
+    dataset = data.load(config)
+    part, rows = dataset.test, np.arange(40)
+    said = baselines.solver_predictions(part, rows, part.picks(rows))
+    query = part.query(rows)
+    hits: list[list[bool]] = [[] for _ in range(8)]
+    for i, length in enumerate(query.lengths.tolist()):
+        for k in range(length):
+            hits[8 * k // length].append(bool(said[i, k] == query.next_states[i, k]))
+
+    found = evaluation.measure_baseline(config, dataset, "test")
+
+    assert [found[f"acc_pos{number}"] for number in range(8)] == pytest.approx([np.mean(own) for own in hits])
+    assert not any(name.startswith("acc_pos") for name in evaluation.measure_baseline(config, dataset, "val"))
+
+
 # --------------------------------------------------------------------------------------------------------- curriculum
 
 
@@ -161,6 +180,7 @@ def test_one_stage_alone_is_no_curriculum() -> None:
     assert figures.draw_lineage(links, line({"s": [1, 2]}), curves, save) == []
 
 
+@pytest.mark.both
 def test_the_ancestry_of_a_stage_goes_back_to_the_first_run(engine: Engine) -> None:
     for name in ("one", "two", "three"):
         add(engine, [new_run(0)], name)

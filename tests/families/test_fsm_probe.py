@@ -238,9 +238,8 @@ def test_a_net_other_than_the_one_named_is_refused_with_every_field_that_differs
         begun(probe(), parent)
 
     assert error.value.problems == [
-        "run 7 is another net than the probe's: data_seed is 42 here and 1 there",
-        "run 7 is another net than the probe's: model is 'lstm' here and 'gru' there",
-        "run 7 is another net than the probe's: n_layers is 1 here and 2 there",
+        "run 7 is another net than the probe's: data_seed is 42 here and 1 there, "
+        "model is 'lstm' here and 'gru' there, n_layers is 1 here and 2 there",
     ]
     with pytest.raises(InputError, match="n_val is 200 here and 300 there"):
         begun(probe(data_split="stream"), drawn(net(data_split="stream", n_val=300)))

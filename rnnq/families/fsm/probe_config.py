@@ -184,4 +184,4 @@ class ProbeConfig(Machines):
         wrong = [f"{name} is {here!r} here and {there!r} there" for name, here, there in differing if here != there]
         if wrong:
             hint = "a probe repeats the data and the model of the run that it starts from: one dict as base= of both"
-            raise InputError([f"run {run} is another net than the probe's: {sentence}" for sentence in wrong], hint)
+            raise InputError(f"run {run} is another net than the probe's: {', '.join(wrong)}", hint)
