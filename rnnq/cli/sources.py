@@ -36,6 +36,7 @@ def loaded(paths: Sequence[str]) -> list[Definition]:
 
 
 def stages_of(files: Sequence[Definition], defs: Path) -> list[NewStage]:
+    """The stages of definitions, checked whole. Raises InputError with everything that is wrong in them."""
     from rnnq import plan as planning
 
     return planning.from_definitions(files, defs, lambda items: output.counted(items, "checking configs"))
