@@ -169,6 +169,10 @@ class Graph:
     nodes: tuple[Node, ...]
     devices: tuple[str, ...] = ()  # that speeds were measured on
 
+    def gates(self) -> dict[tuple[str, str], Standing]:
+        """The gates, by the stage that is behind each and its condition."""
+        return {(node.stage, gate.condition): gate for node in self.nodes for gate in node.gates}
+
     def phases(self) -> list[tuple[str | None, list[Node]]]:
         """The nodes by phase, in the order of the first stage of each."""
         return by_phase(self.nodes)

@@ -351,6 +351,18 @@ def test_redecide_says_what_changed(engine: Engine, tmp_path: Path, capsys: pyte
     assert said == "next: now open, 2 runs may be trained: all runs that it waits for have ended\n"
 
 
+def test_redecide_tells_of_decisions_that_are_taken_back_and_cannot_be_taken_yet(
+    engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    queue.init(engine, [stage("base"), stage("next", 2, (Parents("base"),))])
+    failed = fail(engine)
+    queue.decide(engine)
+    queue.retry(engine, [failed.run])
+    command.plan([], str(tmp_path / "experiments.db"), redecide=True)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("next: now undecided, 2 runs waiting: base: 1 of 1 not yet ended\n", "")
+
+
 def test_rows_of_the_plan_have_costs_in_hours_and_the_picture_its_numbers_beside_it(
     engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -255,18 +255,26 @@ def _cost_row(phase: str, nodes: Sequence[Node]) -> dict[str, Any]:
 
 def _redecide(names: Sequence[str], db: str, format: Format) -> None:
     from rnnq import db as database
-    from rnnq import queue, runs
+    from rnnq import graph, queue, runs
 
     engine = database.open(db)
     stage = names[0] if names else None
     if stage is not None:
         runs.stage_info(engine, stage)
+    decided = {key for key, gate in graph.read(engine).gates().items() if gate.decision is not None}
     made = queue.redecide(engine, stage)
-    rows = [{"stage": one.stage, "decision": one.decision, "runs": len(one.runs), "reason": one.reason} for one in made]
+    rows: list[dict[str, Any]] = [
+        {"stage": one.stage, "decision": one.decision, "runs": len(one.runs), "reason": one.reason} for one in made
+    ]
+    for key, gate in graph.read(engine).gates().items():
+        if key in decided and gate.decision is None:
+            n = gate.runs.get("waiting", 0)
+            rows.append({"stage": key[0], "decision": "undecided", "runs": n, "reason": gate.reason})
     if format is not Format.table:
         output.rows(format, rows, ["stage", "decision", "runs", "reason"])
-    for one in made if format is Format.table else ():
-        does = "may be trained" if one.decision == "open" else "skipped"
-        fit.say(f"{one.stage}: now {one.decision}, {output.count(len(one.runs), 'run')} {does}: {one.reason}")
-    if not made:
+    does = {"open": "may be trained", "shut": "skipped", "undecided": "waiting"}
+    for row in rows if format is Format.table else ():
+        counted = output.count(row["runs"], "run")
+        fit.say(f"{row['stage']}: now {row['decision']}, {counted} {does[row['decision']]}: {row['reason']}")
+    if not rows:
         output.remark("nothing was decided anew: each decision would be the same today, or its runs have begun")
