@@ -24,6 +24,7 @@ _EXPORTS = {
     "grid": "rnnq.sweep",
     "last": "rnnq.sweep",
     "load": "rnnq.study",
+    "question": "rnnq.questions",
     "runs_of": "rnnq.sweep",
     "stage": "rnnq.sweep",
     "union": "rnnq.sweep",

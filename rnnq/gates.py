@@ -103,17 +103,21 @@ def _may_be_open(connection: Connection, parents: Parents, seeds: set[int | None
 
 def look(connection: Connection, gate: Gate) -> Look:
     """Evaluate a gate on the runs as they are. Raises InputError when its condition asks for what no stage has."""
-    seen = [_look_at(connection, parents) for parents in gate.after]
+    return judged(gate, [_look_at(connection, parents) for parents in gate.after])
+
+
+def judged(gate: Gate, seen: Sequence[Mapping[str, Any]]) -> Look:
+    """What follows for a gate from what it sees of each of its parents."""
     reasons = []
     opened = not any(one["open"] for one in seen)
     if not opened:
         left = [f"{one['parents']}: {one['open']} of {one['of']} not yet ended" for one in seen if one["open"]]
-        return Look(None, "; ".join(left), seen)
+        return Look(None, "; ".join(dict.fromkeys(left)), seen)  # one stage may be waited for twice
     for parents, one in zip(gate.after, seen, strict=True):
         reasons += _against(gate, parents, one)
     lets = [one["said"] for one in seen if one.get("said")]
     if reasons:
-        return Look(SHUT, "; ".join(reasons), seen)
+        return Look(SHUT, "; ".join(dict.fromkeys(reasons)), seen)
     return Look(OPEN, "; ".join(lets) or "all runs that it waits for have ended", seen)
 
 
@@ -135,13 +139,19 @@ def _look_at(connection: Connection, parents: Parents) -> dict[str, Any]:
     members, params = _members(connection, parents)
     sql = f"SELECT g.state, count(*) AS n FROM runs AS g WHERE {members} GROUP BY g.state"
     states = {row.state: int(row.n) for row in connection.execute(text(sql), params)}
+    found = counted(parents, states)
+    if parents.when is not None and not found["open"]:
+        found |= _verdict(connection, parents, members, params, found["done"], found["of"])
+    return found
+
+
+def counted(parents: Parents, states: Mapping[str, int]) -> dict[str, Any]:
+    """How the runs that a gate waits for stand, by their number in each state."""
     still_open = sum(n for state, n in states.items() if state in query.OPEN)
     badly = [f"{n} {state}" for state, n in sorted(states.items()) if state not in (*query.OPEN, "done")]
     total = sum(states.values())
     found: dict[str, Any] = {"parents": parents.shown(), "of": total, "done": states.get("done", 0), "open": still_open}
     found["ended_badly"] = f"{', '.join(badly)} of {total}" if badly else ""
-    if parents.when is not None and not still_open:
-        found |= _verdict(connection, parents, members, params, found["done"], total)
     return found
 
 

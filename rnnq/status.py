@@ -72,6 +72,16 @@ def stages(engine: Engine, stage: str | None = None) -> list[StageStatus]:
         ]
 
 
+def behind(engine: Engine, stage: str | None = None) -> tuple[int, int]:
+    """How many runs wait behind gates, and behind how many of them. To be asked only where runs wait."""
+    sql = f"""SELECT count(*) AS runs, count(DISTINCT gate) AS gates FROM runs
+              WHERE {_OF_STAGE} AND state = 'waiting' AND gate IS NOT NULL AND wake_at IS NULL"""
+    with db.reading(engine) as connection:
+        names = [row.name for row in _stage_names(connection, stage)]
+        found = [connection.execute(text(sql), {"stage": name}).one() for name in names]
+    return sum(row.runs for row in found), sum(row.gates for row in found)
+
+
 def _stage_names(connection: Connection, stage: str | None) -> list[Any]:
     sql = """SELECT name, paused FROM stages WHERE (:stage IS NULL OR name = :stage)
              AND EXISTS (SELECT 1 FROM intakes WHERE intakes.stage = stages.name AND complete)

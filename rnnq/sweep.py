@@ -32,6 +32,7 @@ __all__ = [
     "best",
     "configs",
     "grid",
+    "hours_of",
     "last",
     "refined",
     "runs_of",
@@ -359,6 +360,7 @@ class Stage:
     start_from: Best | None = None  # whose weights they start from
     priority: int = 0
     phase: str | None = None  # the part of a plan that it belongs to
+    hours: float | Callable[[Fields], float] | None = None  # that a run is expected to take where none was measured
 
     def configs(self) -> Iterator[Fields]:
         """The fields of each run, in the order of the sweep."""
@@ -382,6 +384,7 @@ def stage(
     start_from: Best | None = None,
     priority: int = 0,
     phase: str | None = None,
+    hours: float | Callable[[Fields], float] | None = None,
 ) -> Stage:
     """Declare a stage. `family` and `sweep` may be missing only where the stage is the `next=` of another.
 
@@ -399,10 +402,14 @@ def stage(
     start_from  `rnnq.best(...)` or `rnnq.last(...)`: whose weights they start from; they wait for it, too
     priority    higher is claimed first
     phase       the part of a plan that it belongs to; see `rnnq plan`
+    hours       that a run is expected to take, or a function of its config that says so: for `rnnq plan --dry-run`,
+                where nothing like it was measured
     """
     problems = [*_wrong_name(name), *_wrong_links(name, refine, next), *_wrong_rule(name, keep)]
     waits_for, wrong = _waits_for(after, when)
     wrong += _wrong_gate(name, waits_for, otherwise, on_failed, start_from, priority, phase)
+    if not (hours is None or callable(hours) or _are_hours(hours)):
+        wrong.append(f"hours= takes a number of hours, at least 0, or a function of a config, not {hours!r}")
     problems += [f"stage {name}: {problem}" for problem in wrong]
     if isinstance(family, Sweep):
         problems.append(f"stage {name}: the family is missing before the sweep")
@@ -430,7 +437,31 @@ def stage(
         start_from,
         priority,
         phase,
+        hours,
     )
+
+
+def hours_of(stage: Stage, config: Mapping[str, Any]) -> float | None:
+    """What the stage says that a run takes; None when it says nothing.
+
+    Raises InputError, which names the function and the config, when it raises or gives no number of hours.
+    """
+    if not callable(stage.hours):
+        return stage.hours
+    try:
+        found = stage.hours(_Asked(config))
+    except _NoField as error:
+        raise _no_field(stage.hours, config, error) from error
+    except Exception as error:
+        raise _failure(stage.hours, config, error) from error
+    if not _are_hours(found):
+        hint = "hours= takes a function of a config to a number of hours, at least 0"
+        raise InputError(f"{_called(stage.hours)} gives {found!r} for {_listed(config)}: no number of hours", hint)
+    return float(found)
+
+
+def _are_hours(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
 
 
 def _waits_for(after: Any, when: Any) -> tuple[tuple[Runs, ...], list[str]]:

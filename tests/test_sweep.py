@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -405,3 +406,37 @@ def test_a_winner_grows_as_the_seed_says():
     assert sizes(1) == [(1, 256, 50_000), (1, 512, 50_000), *deeper]
     assert sizes(2) == [(2, 256, 50_000), (2, 512, 50_000), *deeper]
     assert sizes(3) == deeper
+
+
+# ----------------------------------------------------------------------------------------------------- hours
+
+
+def test_hours_are_a_number_or_follow_from_the_config() -> None:
+    config = {"steps": 2_000}
+    assert sweep.hours_of(sweep.stage("s", "f", [{}], hours=3), config) == 3
+    assert sweep.hours_of(sweep.stage("s", "f", [{}], hours=lambda c: c["steps"] / 1000), config) == 2.0
+    assert sweep.hours_of(sweep.stage("s", "f", [{}]), config) is None
+
+
+@pytest.mark.parametrize("hours", [-1, float("inf"), float("nan"), True, "3"])
+def test_hours_that_are_none_are_refused(hours: Any) -> None:
+    with pytest.raises(InputError, match="hours= takes a number of hours"):
+        sweep.stage("s", "f", [{}], hours=hours)
+
+
+def guess(config: dict[str, Any]) -> Any:
+    return config["stepz"] if "width" in config else config["steps"] and "three"
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"steps": 1, "width": 2}, "asks for stepz, which is no field of"),
+        ({"steps": 1}, "gives 'three' for steps=1: no number of hours"),
+        ({}, "asks for steps, which is no field of"),
+    ],
+)
+def test_a_function_of_hours_that_fails_is_named_with_the_config(config: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says) as error:
+        sweep.hours_of(sweep.stage("s", "f", [{}], hours=guess), config)
+    assert "guess (" in error.value.message

@@ -27,6 +27,7 @@ from rnnq.cli import (
     logs,
     look,
     output,
+    plan,
     refine,
     sample,
     status,
@@ -51,6 +52,7 @@ app.command("workers", epilog="Example: rnnq workers --all --format json")(statu
 app.command("ls", epilog='Example: rnnq ls --filter "state=done and loss<1.9"')(look.ls)
 app.command("show", epilog="Example: rnnq show 12")(look.show)
 app.command("logs", epilog="Example: rnnq logs 12 --follow")(logs.logs)
+app.command("plan", epilog="Example: rnnq plan --dry-run defs/stage1.py")(plan.plan)
 app.command("examine", epilog='Example: rnnq examine --filter "loss<1.9" --by val_loss --groups')(examine.examine)
 app.command("promote", epilog="Example: rnnq promote --stage stage1 --top 10% --dry-run")(refine.promote)
 app.command("stages", epilog="Example: rnnq stages")(compare.stages)
@@ -78,7 +80,7 @@ app.add_typer(database.app, name="db", rich_help_panel="Data")
 PANELS = {  # under which head `rnnq --help` shows a command
     "Make": ("init",),
     "Train": ("worker", "workers", "train", "verify-resume"),
-    "Look": ("status", "ls", "show", "logs", "stages", "diff", "sample"),
+    "Look": ("status", "plan", "ls", "show", "logs", "stages", "diff", "sample"),
     "Refine": ("examine", "promote"),
     "Steer": ("retry", "cancel", "pause", "resume", "priority", "extend", "note", "tag", "rename", "delete"),
     "Data": ("export", "import", "gc", "doctor"),

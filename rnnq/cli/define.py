@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ from rnnq.cli.options import DB, DEFS, Db, Defs, DryRun, Format, Rows
 from rnnq.errors import InputError
 
 if TYPE_CHECKING:
+    from rnnq.definitions import Definition
     from rnnq.queue import Added, NewStage
 
 
@@ -41,6 +42,8 @@ def init(
     stages = _checked(
         lambda: plan.from_definitions(files, defs, lambda items: output.counted(items, "checking configs")), problems
     )
+    if any(file.questions for file in files):
+        _refuse_questions(files, stages, db)
     added = _preview(db, stages) if dry_run else _init(db, stages, root)
     if format is Format.json:
         output.as_json({"stages": [_row(item) for item in added]})
@@ -66,6 +69,13 @@ def _checked(check: Callable[[], list[NewStage]], problems: list[InputError]) ->
         hints = [error.hint for error in problems if error.hint]
         raise InputError([line for error in problems for line in error.problems], hints[0] if hints else None)
     return stages
+
+
+def _refuse_questions(files: Sequence[Definition], stages: Sequence[NewStage], db: str) -> None:
+    from rnnq import db as database
+    from rnnq.cli.sources import refuse_questions
+
+    refuse_questions(files, stages, database.open(db) if database.exists(db) else None)
 
 
 def _row(item: Added) -> dict[str, Any]:

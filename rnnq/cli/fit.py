@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,3 +138,32 @@ def _filled(parts: Sequence[str], width: int | None, indent: str) -> list[str]:
         else:
             lines += wrap(part, width or 10_000, initial_indent=indent, subsequent_indent=indent)
     return lines
+
+
+# ------------------------------------------------------------------------------------------------------- the screen
+
+
+def screen() -> int | None:
+    """Cells of a line of the terminal; None for a pipe or a file, where a line may be as long as it needs to be."""
+    return output.console().width if sys.stdout.isatty() else None
+
+
+def say(text: str, later: str = "  ", first: str = "") -> None:
+    """A line of output, wrapped on a terminal: the first one indented so, the later ones so."""
+    from textwrap import wrap
+
+    clean = output.harmless(" ".join(text.split()))
+    width = screen() or 10_000
+    for line in wrap(clean, width, initial_indent=first, subsequent_indent=later, break_on_hyphens=False):
+        output.say(line)
+
+
+def show(rows: Rows, columns: Sequence[Column]) -> None:
+    """A table, or, where it does not fit, paragraphs."""
+    width = screen()
+    if all_fit(rows, columns, width):
+        for line in table(rows, columns, width):
+            output.say(line.plain)
+    else:
+        for words in paragraphs(rows, columns, width):
+            output.say(words)

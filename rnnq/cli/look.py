@@ -30,6 +30,8 @@ def ls(db: Db = DB, stage: Stage = None, filter: Filter = None, format: Rows = F
     output.rows(format, found, columns)
     if format is Format.table:
         output.remark(output.count(len(found), "run"))
+        if any(row["gate"] is not None and row["state"] in ("waiting", "skipped") for row in found):
+            output.remark("`rnnq show RUN` says what a run waits for, or why it was skipped; `rnnq plan` of all")
 
 
 def path(row: Mapping[str, Any], name: str) -> str | None:
@@ -48,6 +50,10 @@ def show(
 
     engine = database.open(db)
     found = runs.show(engine, run)
+    if found["gate"] is not None:
+        from rnnq import graph
+
+        found["waits_for"] = graph.gate_row(engine, run)
     if format is Format.json:
         output.as_json(found)
         return
@@ -55,6 +61,7 @@ def show(
         output.rows(format, [found], [name for name, value in found.items() if not isinstance(value, list)])
         return
     _show_head(found)
+    _show_gate(found)
     _show_curves(found)
     _show_files(found)
     _show_lineage(found)
@@ -77,6 +84,25 @@ def _show_head(found: Mapping[str, Any]) -> None:
     output.say("config:  " + ", ".join(f"{k}={json.dumps(v)}" for k, v in found["config"].items()))
     if found["summary"]:
         output.say("summary: " + ", ".join(f"{k} {output.cell(v)}" for k, v in found["summary"].items()))
+
+
+def _show_gate(found: Mapping[str, Any]) -> None:
+    """What a waiting run waits for, and how that stands; why a skipped one was skipped."""
+    gate = found.get("waits_for")
+    if found["state"] == "waiting" and found["wake_at"] is not None:
+        output.say(f"waits:   is tried again at {time.strftime('%H:%M:%S', time.localtime(found['wake_at']))}")
+    elif gate is not None:
+        word = "waits:  " if found["state"] == "waiting" else "waited: "
+        output.say(f"{word} for {gate['condition']}")
+        decided = f"gate {gate['decision']}" if gate["decision"] else "not yet"
+        why = "" if gate["reason"] == found["message"] else f": {gate['reason']}"  # of a skipped run it is the message
+        output.say(f"         {decided}{why}")
+        if gate["stale"]:
+            output.say(f"         stale: {gate['stale']}; see `rnnq plan --redecide`")
+    if found["start_from"]:
+        from rnnq import graph
+
+        output.say(f"starts:  from {graph.start_words(found['start_from'])}")
 
 
 def _show_curves(found: Mapping[str, Any]) -> None:

@@ -84,6 +84,8 @@ def _status(db: str, stage: str | None, format: Format) -> None:
         output.as_json(found)
         return
     _show_stages(stages)
+    if any(found.counts.get("waiting") for found in stages):
+        _show_behind(*overview.behind(engine, stage))
     _show_workers(workers)
     _show_stopped(stopped)
     _show_failures(failures, stages)
@@ -189,6 +191,12 @@ def _show_stages(stages: Sequence[StageStatus]) -> None:
         left_out = "; ".join(row[name] for name in below if row[name])
         if left_out:
             _say(f"{row['stage']}: {left_out}")
+
+
+def _show_behind(runs: int, gates: int) -> None:
+    if runs:
+        wait = f"{output.count(runs, 'run')} {'waits' if runs == 1 else 'wait'} behind {output.count(gates, 'gate')}"
+        _say(f"{wait}: `rnnq plan` shows what for")
 
 
 def _say(text: str) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from rnnq.definitions import python
 from rnnq.errors import InputError, nearest
+from rnnq.questions import Question
 from rnnq.sweep import EXAMPLE, Stage
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Definition:
     module: ModuleType | None = None  # None: it is in YAML
     written: Mapping[str, Sequence[Written]] = field(default_factory=dict)  # stage -> its runs as YAML has them
     remarks: tuple[str, ...] = ()  # what its author should know
+    questions: tuple[Question, ...] = ()  # that its runs shall answer
 
     def rule(self, stage_name: str) -> Stage | None:
         """The stage of that name, also where it is only the `next=` of another; None when there is none."""
@@ -77,13 +79,14 @@ def _read(path: Path) -> bytes:
 def _definition(path: Path, content: bytes) -> Definition:
     """What `content`, the bytes of `path`, defines. They are read once, so that the hash is of what was executed."""
     module = python.execute(path, content)
-    declared = _declared(module)
-    problems = [f"{path}: {problem}" for problem in _problems(declared)]
+    declared, questions = _declared(module), _questions(module)
+    problems = [f"{path}: {problem}" for problem in [*_problems(declared), *_asked_twice(questions)]]
     if problems:
         sys.modules.pop(module.__name__, None)
         raise InputError(problems, f"a definition has at least one stage, for example: {EXAMPLE}")
     stages = tuple(stage for stage in declared if stage.sweep is not None)
-    return Definition(path, hashlib.sha256(content).hexdigest(), stages, tuple(declared), module)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Definition(path, sha256, stages, tuple(declared), module, questions=tuple(questions))
 
 
 def _of_yaml(path: Path, content: bytes) -> Definition:
@@ -98,6 +101,20 @@ def _of_yaml(path: Path, content: bytes) -> Definition:
 def _declared(module: ModuleType) -> list[Stage]:
     """The stages of a module's namespace in order, each once however many names it has."""
     return list({id(value): value for value in vars(module).values() if isinstance(value, Stage)}.values())
+
+
+def _questions(module: ModuleType) -> list[Question]:
+    """The questions of a module's namespace in order, each once; also those in a list, a tuple or a dict."""
+    found: dict[int, Question] = {}
+    for value in vars(module).values():
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        found |= {id(one): one for one in inside if isinstance(one, Question)}
+    return list(found.values())
+
+
+def _asked_twice(questions: Iterable[Question]) -> list[str]:
+    names = Counter(question.name for question in questions)
+    return [f"{count} questions are named {name}" for name, count in names.items() if count > 1]
 
 
 def _reachable(stages: Iterable[Stage]) -> list[Stage]:
