@@ -4,10 +4,11 @@ A model reads a few walks through an automaton that it has never seen, and says 
 architectures learn to look that up, at which size, and what do their states hold? The plan is that of seed 004: five
 seeds for what everything else rests on, three elsewhere, one for what is tried only where the direct way fails.
 
-    rnnq plan --dry-run defs/fsm_plan.py     # what it will cost, and in which order
-    rnnq init defs/fsm_plan.py && rnnq worker
-    rnnq plan                                # where it stands; why a branch was taken or left out
-    rnnq plan --answers                      # the five hypotheses, as far as the runs decide them
+    rnnq plan --dry-run defs/fsm_plan.py      # what it will cost, and in which order
+    rnnq init defs/fsm_plan.py
+    rnnq worker --gpu 0                       # as many as there are GPUs
+    rnnq plan                                 # where it stands; why a branch was taken or left out
+    rnnq plan --answers                       # the five hypotheses, as far as the runs decide them
 
 `defs/fsm_plan_cpu.py` runs the same plan on small automata in minutes.
 """
@@ -52,7 +53,9 @@ EPOCHS = {
     "small_lstm_curriculum_stage3": 32, "lstm_curriculum_5s5a_to_5s8a": 32, "lstm_curriculum_5s8a_to_8s8a": 32,
     "lstm_absorption": 32,
 }  # fmt: skip
-HOURS = {"5s5a": 3 / 32, "5s8a": 5 / 48, "8s8a": 7 / 64}  # a run's on a GPU, per epoch, as the plan guessed them
+# hours of an epoch on a GPU, as the plan guessed them; its guess for a probe is an hour for 16 epochs
+HOURS = {"easy": 1 / 32, "standard": 3 / 32, "hard": 5 / 48, "hardest": 7 / 64, "absorbing": 3 / 32}
+PROBE_HOURS = 1 / 16
 
 
 def plan(
@@ -60,25 +63,28 @@ def plan(
     models: dict[str, dict[str, Any]],
     epochs: dict[str, int],
     seeds: tuple[int, int, int],
-    probe: dict[str, Any],
+    hours: dict[str, float],
+    probe_hours: float,
     **base: Any,
 ) -> dict[str, rnnq.Stage | rnnq.Question]:
     """The stages and questions of the plan, by their names.
 
     data     automata by how hard they are: easy, standard, hard, hardest, absorbing
     seeds    how many for the first priority, elsewhere, and for fallbacks
-    probe    fields of all probes;  base: fields of all that is trained
+    hours    that an epoch is guessed to take, by data;  probe_hours: an epoch of a probe
+    base     fields of all that is trained
     """
     first, others, single = seeds
     made: dict[str, rnnq.Stage | rnnq.Question] = {}
 
     def train(name: str, on: str, model: str, n: int, phase: str, priority: int, **gate: Any) -> rnnq.Stage:
         fields = {**base, **data[on], **models[model], "epochs": epochs[name]}
-        return add(name, "fsm", fields, n, phase, priority, gate)
+        return add(name, "fsm", fields, n, phase, priority, {**gate, "hours": epochs[name] * hours[on]})
 
     def decode(name: str, parent: str, on: str, model: str, n: int, **gate: Any) -> rnnq.Stage:
-        fields = {**probe, **data[on], **models[model], "epochs": epochs[name]}
-        gate["start_from"] = rnnq.best(parent, same_seed=True)
+        sizes = {name: value for name, value in models[model].items() if name in ("model", "d_model", "n_layers")}
+        fields = {**data[on], **sizes, "epochs": epochs[name]}
+        gate |= {"start_from": rnnq.best(parent, same_seed=True), "hours": epochs[name] * probe_hours}
         return add(name, "fsm_probe", fields, n, "5 probes", PROBES, gate)
 
     def add(
@@ -95,7 +101,7 @@ def plan(
 
     # what can be known at all, and what can be had without looking anything up: beside the learners in every table
     baselines = [{**d, "model": m} for d in data.values() for m in ("solver", "shortcut_u", "shortcut_a", "shortcut_s")]
-    made["baselines"] = rnnq.stage("baselines", "fsm", baselines, phase="0 ceilings and floors", priority=FIRST)
+    made["baselines"] = rnnq.stage("baselines", "fsm", baselines, phase="0 ceilings and floors", priority=FIRST, hours=0.0)
 
     train("lstm_5s5a", "standard", "large", first, "1 baselines", FIRST)
     train("vanilla_rnn_5s5a", "standard", "vanilla", first, "1 baselines", BONUS)
@@ -163,13 +169,13 @@ def questions() -> dict[str, rnnq.Question]:
     return {question.name: question for question in found}
 
 
-globals().update(  # what a definition's names hold are its stages and questions
+globals().update(  # the names of a definition hold its stages and questions
     plan(
         {"easy": EASY, "standard": STANDARD, "hard": HARD, "hardest": HARDEST, "absorbing": ABSORBING},
         MODELS,
         EPOCHS,
         seeds=(5, 3, 1),
-        probe={},
-        dropout=0.1,
+        hours=HOURS,
+        probe_hours=PROBE_HOURS,
     )
 )

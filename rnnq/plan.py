@@ -64,6 +64,7 @@ class Entry:
     behind: Stage | None = None  # the stage whose gate it waits behind
     priority: int = 0
     written: Written | None = None  # as a YAML file has it: with a name, and places
+    label: str | None = None  # what the run is called; None: as its family says
 
 
 @dataclass
@@ -117,7 +118,14 @@ def _entries(definition: Definition, stage: Stage) -> list[Entry]:
     behind = stage if stage.after or start is not None else None
     written: Sequence[Written | None] = definition.written.get(stage.name) or [None] * len(stage.sweep or ())
     return [
-        Entry(values, start_from=start, behind=behind, priority=stage.priority, written=one)
+        Entry(
+            values,
+            start_from=start,
+            behind=behind,
+            priority=stage.priority,
+            written=one,
+            label=one.label if one else sweep.label_of(stage, values),
+        )
         for values, one in zip(stage.configs(), written, strict=True)
     ]
 
@@ -217,7 +225,7 @@ def _new_run(family: str, key: str, config: Config, entry: Entry, parents: tuple
     if not (budget is None or (isinstance(budget, int) and 0 <= budget < 2**63)):
         raise InputError(f"steps_total() of {type(config).__name__} gives {budget!r}: no number of steps, nor None")
     return NewRun(
-        label=clean_text(entry.written.label if entry.written else str(config.label())),
+        label=clean_text(entry.label or str(config.label())),
         config=to_json(config),
         fingerprint=key,
         group_key=group_key(family, config, start_key(entry.start_from)),

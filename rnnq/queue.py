@@ -20,7 +20,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 from unicodedata import category
@@ -865,7 +865,10 @@ def _decide_on(connection: Connection, gate: int) -> Decided | None:
     changes = "state = 'pending', message = NULL"
     if seen.decision == gates.SHUT:
         changes = f"state = 'skipped', message = :reason, ended_at = {db.NOW}"
-    sql = f"UPDATE runs SET {changes} WHERE gate = :gate AND state = 'waiting' AND wake_at IS NULL RETURNING id"
+    # said so that it is found by its gate: there may be thousands without a time to wake at
+    sql = (
+        f"UPDATE runs SET {changes} WHERE gate = :gate AND state = 'waiting' AND coalesce(wake_at, 0) = 0 RETURNING id"
+    )
     found = connection.execute(text(sql), {"gate": gate, "reason": clean_text(seen.reason)}).scalars()
     return Decided(stage, seen.decision, seen.reason, tuple(sorted(found)))
 
@@ -883,16 +886,23 @@ def redecide(engine: Engine, stage: str | None = None) -> list[Decided]:
 
 
 @db.retried
-def _reopen(engine: Engine, stage: str | None) -> bool:
-    """Gates are undecided again where the runs say other than they did."""
-    sql = """SELECT id, stage, decision FROM gates WHERE decision IS NOT NULL
+def _reopen(engine: Engine, stage: str | None = None, waiting_for: Collection[str] | None = None) -> set[str]:
+    """Gates are undecided again where the runs say other than they did; returns the stages that they are of.
+
+    Of one stage, or of all; or those that wait for certain ones.
+    """
+    sql = """SELECT id, stage, decision, condition FROM gates WHERE decision IS NOT NULL
              AND (:stage IS NULL OR stage = :stage) ORDER BY id"""
     back = """UPDATE runs SET state = 'waiting', message = NULL, ended_at = NULL
               WHERE gate = :gate AND attempt = 0 AND state = :state AND wake_at IS NULL RETURNING id"""
-    reopened = {}
+    reopened: dict[int, str] = {}
+    runs: list[int] = []
     with db.transaction(engine) as connection:
         locked = db.words(connection).locked
         for row in connection.execute(text(sql + locked), {"stage": stage}).all():
+            parents = {of.stage for of in gates.of_json(row.condition).after}
+            if waiting_for is not None and not parents & set(waiting_for):
+                continue
             if _look(connection, row.id)[2].decision == row.decision:
                 continue
             state = "skipped" if row.decision == gates.SHUT else "pending"
@@ -900,9 +910,10 @@ def _reopen(engine: Engine, stage: str | None) -> bool:
             if found:
                 undecided = "UPDATE gates SET decision = NULL, seen = NULL, decided_at = NULL WHERE id = :gate"
                 connection.execute(text(undecided), {"gate": row.id})
-                reopened[row.id] = sorted(found)
-        _log(connection, "redecide", {"runs": sorted(run for found in reopened.values() for run in found)})
-    return bool(reopened)
+                reopened[row.id] = row.stage
+                runs += found
+        _log(connection, "redecide", {"runs": sorted(runs)})
+    return set(reopened.values())
 
 
 # ------------------------------------------------------------------------------------------- the owner's writes
@@ -1225,6 +1236,10 @@ def hand_back(engine: Engine, claims: Sequence[Claim], message: str) -> list[int
             if connection.execute(text(sql), values).rowcount:
                 connection.execute(text(back), values | {"message": clean_text(message)})
                 found.append(claim.run)
+    # what was decided on failures that were none is open again, and what followed from it
+    stages = {claim.stage for claim in claims if claim.run in found}
+    while stages:
+        stages = _reopen(engine, waiting_for=stages)
     return found
 
 

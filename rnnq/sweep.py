@@ -361,6 +361,7 @@ class Stage:
     priority: int = 0
     phase: str | None = None  # the part of a plan that it belongs to
     hours: float | Callable[[Fields], float] | None = None  # that a run is expected to take where none was measured
+    label: str | Callable[[Fields], str] | None = None  # what its runs are called; None: the family says it
 
     def configs(self) -> Iterator[Fields]:
         """The fields of each run, in the order of the sweep."""
@@ -385,6 +386,7 @@ def stage(
     priority: int = 0,
     phase: str | None = None,
     hours: float | Callable[[Fields], float] | None = None,
+    label: str | Callable[[Fields], str] | None = None,
 ) -> Stage:
     """Declare a stage. `family` and `sweep` may be missing only where the stage is the `next=` of another.
 
@@ -404,12 +406,15 @@ def stage(
     phase       the part of a plan that it belongs to; see `rnnq plan`
     hours       that a run is expected to take, or a function of its config that says so: for `rnnq plan --dry-run`,
                 where nothing like it was measured
+    label       what its runs are called, or a function of a config that says so; by default the family says it
     """
     problems = [*_wrong_name(name), *_wrong_links(name, refine, next), *_wrong_rule(name, keep)]
     waits_for, wrong = _waits_for(after, when)
     wrong += _wrong_gate(name, waits_for, otherwise, on_failed, start_from, priority, phase)
     if not (hours is None or callable(hours) or _are_hours(hours)):
         wrong.append(f"hours= takes a number of hours, at least 0, or a function of a config, not {hours!r}")
+    if not (label is None or callable(label) or (isinstance(label, str) and label.strip())):
+        wrong.append(f"label= takes words, or a function of a config, not {label!r}")
     problems += [f"stage {name}: {problem}" for problem in wrong]
     if isinstance(family, Sweep):
         problems.append(f"stage {name}: the family is missing before the sweep")
@@ -438,7 +443,29 @@ def stage(
         priority,
         phase,
         hours,
+        label,
     )
+
+
+def label_of(stage: Stage, config: Mapping[str, Any]) -> str | None:
+    """What the stage calls a run; None when it leaves that to the family.
+
+    Raises InputError, which names the function and the config, when it raises or gives no words.
+    """
+    found = _said(stage.label, config) if callable(stage.label) else stage.label
+    if found is not None and not (isinstance(found, str) and found.strip()):
+        raise InputError(f"{_called(stage.label)} gives {found!r} for {_listed(config)}: no words", "label= names runs")
+    return found
+
+
+def _said(function: Callable[[Fields], Any], config: Mapping[str, Any]) -> Any:
+    """What a function of a definition says of a config. Raises InputError, which names both, when it raises."""
+    try:
+        return function(_Asked(config))
+    except _NoField as error:
+        raise _no_field(function, config, error) from error
+    except Exception as error:
+        raise _failure(function, config, error) from error
 
 
 def hours_of(stage: Stage, config: Mapping[str, Any]) -> float | None:
@@ -448,12 +475,7 @@ def hours_of(stage: Stage, config: Mapping[str, Any]) -> float | None:
     """
     if not callable(stage.hours):
         return stage.hours
-    try:
-        found = stage.hours(_Asked(config))
-    except _NoField as error:
-        raise _no_field(stage.hours, config, error) from error
-    except Exception as error:
-        raise _failure(stage.hours, config, error) from error
+    found = _said(stage.hours, config)
     if not _are_hours(found):
         hint = "hours= takes a function of a config to a number of hours, at least 0"
         raise InputError(f"{_called(stage.hours)} gives {found!r} for {_listed(config)}: no number of hours", hint)
