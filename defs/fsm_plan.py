@@ -101,7 +101,9 @@ def plan(
 
     # what can be known at all, and what can be had without looking anything up: beside the learners in every table
     baselines = [{**d, "model": m} for d in data.values() for m in ("solver", "shortcut_u", "shortcut_a", "shortcut_s")]
-    made["baselines"] = rnnq.stage("baselines", "fsm", baselines, phase="0 ceilings and floors", priority=FIRST, hours=0.0)
+    made["baselines"] = rnnq.stage(
+        "baselines", "fsm", baselines, phase="0 ceilings and floors", priority=FIRST, hours=0.0
+    )
 
     train("lstm_5s5a", "standard", "large", first, "1 baselines", FIRST)
     train("vanilla_rnn_5s5a", "standard", "vanilla", first, "1 baselines", BONUS)
