@@ -596,3 +596,21 @@ def test_a_parent_whose_file_is_gone_fails_its_child_and_nothing_else(tmp_path: 
         assert [(row["state"], row["cause"]) for row in found] == [("failed", "data"), ("done", None)]
         assert "run 3 starts from run 1 of base, and " in found[0]["message"]
         assert "cannot be read" in found[0]["message"]
+
+
+# ------------------------------------------------------------------------------ failures that were the worker's own
+
+
+def test_what_was_decided_on_failures_that_were_handed_back_is_open_again(engine: Engine) -> None:
+    chain = [stage("child", 1, after("parent")), stage("grandchild", 1, after("child"))]
+    queue.init(engine, [stage("parent", 1), *chain, stage("other", 1)])
+    claim = claim_one(engine)
+    queue.fail(engine, claim, "bug", "x", heals=False)
+    queue.decide(engine)
+    assert states(engine, "grandchild") == {"skipped": 1}
+    assert queue.hand_back(engine, [claim], "it was this machine") == [claim.run]
+    assert (states(engine, "child"), states(engine, "grandchild")) == ({"waiting": 1}, {"waiting": 1})
+    assert queue.decide(engine) == []
+    finish(engine, 1.0)
+    queue.decide(engine)
+    assert states(engine, "child") == {"pending": 1}

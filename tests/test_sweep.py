@@ -440,3 +440,16 @@ def test_a_function_of_hours_that_fails_is_named_with_the_config(config: dict[st
     with pytest.raises(InputError, match=says) as error:
         sweep.hours_of(sweep.stage("s", "f", [{}], hours=guess), config)
     assert "guess (" in error.value.message
+
+
+def test_a_stage_may_say_what_its_runs_are_called() -> None:
+    named = stage("s", "dynamics", grid(lr=[0.1]).seeds(2), label=lambda config: f"s_run{config['seed'] + 1}")
+    assert [sweep.label_of(named, config) for config in named.configs()] == ["s_run1", "s_run2"]
+    assert sweep.label_of(stage("s", "dynamics", grid(lr=[0.1]), label="all alike"), {}) == "all alike"
+    assert sweep.label_of(stage("s", "dynamics", grid(lr=[0.1])), {}) is None
+    with pytest.raises(InputError, match="label= takes words"):
+        stage("s", "dynamics", grid(lr=[0.1]), label=3)
+    with pytest.raises(InputError, match="no words"):
+        sweep.label_of(stage("s", "dynamics", grid(lr=[0.1]), label=lambda config: ""), {})
+    with pytest.raises(InputError, match="widht"):
+        sweep.label_of(stage("s", "dynamics", grid(lr=[0.1]), label=lambda config: config["widht"]), {"width": 1})
