@@ -97,16 +97,17 @@ def test_a_name_that_nobody_has_gets_the_nearest(find: Callable[[str], object]) 
 
     with pytest.raises(InputError) as caught:
         find("zzz")
-    assert caught.value.hint == "it has dynamics"
+    assert caught.value.hint == "it has dynamics, fsm"
 
 
 @pytest.mark.parametrize("name", families.BUILTIN)
 def test_the_config_of_a_built_in_family_is_found_without_torch(name: str) -> None:
+    """That it is made and fingerprinted, too."""
     code = f"""
         import sys
         from rnnq import config, families
         model = families.find_config({name!r})
-        config.fingerprint({name!r}, config.parse(model, {{"seed": 1}}))
+        config.fingerprint({name!r}, config.parse(model, {{"seed": 1, "steps": 9}}))
         print([m for m in ("torch", "pandas", "matplotlib", "sqlalchemy") if m in sys.modules])
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
