@@ -80,6 +80,10 @@ class Config(BaseModel):
         """How many different samples there are; None where that is no number."""
         return None
 
+    def misfits(self, family: str, values: Mapping[str, Any]) -> list[str]:
+        """Why a run of this config cannot start from one of a family with these values; empty where it can."""
+        return []
+
     def datasets(self) -> dict[str, str]:
         """The sha256 of every corpus that the config reads, by name.
 

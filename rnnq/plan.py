@@ -20,6 +20,7 @@ from rnnq.config import (
     fingerprint,
     group_key,
     metric_rows,
+    parse,
     start_key,
     to_json,
 )
@@ -108,9 +109,34 @@ def from_definitions(definitions: Sequence[Definition], defs: Path, progress: Pr
                 problems += [*error.problems[:-1], error.problems[-1] + hint]
     names = [stage.name for definition in definitions for stage in definition.stages]
     problems += [f"stage {name} is defined twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    if not problems:
+        problems = _misfits([stage for definition in definitions for stage in definition.stages], made)
     if problems:
         raise InputError(problems)
     return made
+
+
+def _misfits(stages: Sequence[Stage], made: Sequence[NewStage]) -> list[str]:
+    """Groups that may start from no run of the stage that they name, where that stands in the same definitions."""
+    by_name = {stage.name: stage for stage in made}
+    problems = []
+    for stage in stages:
+        if stage.start_from is None or stage.start_from.stage not in by_name:
+            continue
+        parent, child = by_name[stage.start_from.stage], by_name[stage.name]
+        model = (
+            families.find_config(stage.family) if isinstance(stage.family, str) else families.config_of(stage.family)
+        )
+        known = [json.loads(text) for text in {run.group_key: run.config for run in parent.runs}.values()]
+        for run in {run.group_key: run for run in child.runs}.values():
+            config = parse(model, json.loads(run.config))
+            found = [config.misfits(parent.family, values) for values in known]
+            if found and all(found):
+                nearest = min(found, key=len)
+                problems.append(
+                    f"stage {child.name}, {run.label}: it can start from no run of {parent.name}: {', '.join(nearest)}"
+                )
+    return problems
 
 
 def _entries(definition: Definition, stage: Stage) -> list[Entry]:

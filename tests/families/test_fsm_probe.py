@@ -238,7 +238,7 @@ def test_a_net_other_than_the_one_named_is_refused_with_every_field_that_differs
         begun(probe(), parent)
 
     assert error.value.problems == [
-        "run 7 is another net than the probe's: data_seed is 42 here and 1 there, "
+        "run 7 is no net for this probe: data_seed is 42 here and 1 there, "
         "model is 'lstm' here and 'gru' there, n_layers is 1 here and 2 there",
     ]
     with pytest.raises(InputError, match="n_val is 200 here and 300 there"):
@@ -246,9 +246,9 @@ def test_a_net_other_than_the_one_named_is_refused_with_every_field_that_differs
 
 
 def test_only_a_net_of_fsm_can_be_probed() -> None:
-    with pytest.raises(InputError, match="run 7 is of the family dynamics"):
+    with pytest.raises(InputError, match="its family is dynamics, and a probe reads a net of fsm"):
         begun(probe(), Parent(7, "dynamics", {}, 0, {}, {}))
-    with pytest.raises(InputError, match="run 7 is a solver: it has no states"):
+    with pytest.raises(InputError, match="a solver has no states"):
         begun(probe(), Parent(7, "fsm", parse(Config, DATA | {"model": "solver"}).model_dump(mode="json"), 0, {}, {}))
 
 
@@ -267,6 +267,26 @@ def test_a_stage_of_probes_without_a_net_is_refused_at_init(cli: Cli, tmp_path: 
     result = cli("init", str(path), code=2)
 
     assert "stage probe: a run of fsm_probe starts from one of fsm" in result.stderr
+
+
+def test_a_probe_that_no_run_of_its_stage_fits_is_refused_at_init(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "defs" / "probe.py"
+    path.parent.mkdir()
+    path.write_text(
+        f"""import rnnq
+NET = {NET}
+nets = rnnq.stage("nets", "fsm", rnnq.grid(n_layers=[1, 3], seed=[0, 1]), base=NET | dict(steps=1))
+fits = rnnq.stage("fits", "fsm_probe", rnnq.grid(seed=[0, 1]), base=NET, start_from=rnnq.best("nets"))
+not_so = rnnq.stage("not_so", "fsm_probe", rnnq.grid(n_layers=[1, 2]), base=NET | dict(actions=3, d_model=16),
+                    start_from=rnnq.best("nets"))
+"""
+    )
+
+    said = cli("init", str(path), code=2).stderr
+
+    assert "stage not_so, probe next_state, lstm d16 L2 2s3a 12/12: it can start from no run of nets: " in said
+    assert "d_model is 16 here and 32 there, n_layers is 2 here and 1 there" in said
+    assert "stage fits" not in said and not (tmp_path / "experiments.db").exists()
 
 
 # ------------------------------------------------------------------------------------------------------ the control

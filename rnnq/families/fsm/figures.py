@@ -172,10 +172,10 @@ def limit_handles(panels: Sequence[Sequence[Limit]]) -> list[Line2D]:
 
 
 def fit(grid: Sequence[Axes], values: Sequence[float]) -> None:
-    """One y axis for accuracies, around all of them."""
+    """One y axis for accuracies, around all of them. An error bar may reach above 1, and is not cut there."""
     low, high = min(values), max(values)
     pad = 0.06 * (high - low) or 0.02
-    grid[0].set_ylim(low - pad, min(1 + pad, high + pad))
+    grid[0].set_ylim(low - pad, high + pad)
     grid[0].yaxis.set_major_locator(MaxNLocator(8))
 
 

@@ -166,22 +166,24 @@ class ProbeConfig(Machines):
         own = {"transformer": ["n_heads", "d_ff"], "rnn": ["activation"], "rnn_seed": ["activation"]}
         return ["model", "d_model", "n_layers", *own.get(self.model, [])]
 
-    def refuse_other_net(self, run: int, family: str, values: Mapping[str, Any]) -> None:
-        """Raise InputError, with every field in which the net of a run differs from the one that this config names."""
+    def misfits(self, family: str, values: Mapping[str, Any]) -> list[str]:
+        """In what the net of a run is another one than this config names: a sentence for each field."""
         if family != "fsm":
-            raise InputError(
-                f"run {run} is of the family {family}: a probe reads a net of fsm", "start_from= names one"
-            )
+            return [f"its family is {family}, and a probe reads a net of fsm"]
         config, problems = check(Config, values)
         if not isinstance(config, Config):
-            raise InputError([f"run {run} has a config that is none of fsm: {problem}" for problem in problems])
+            return [f"its config is none of fsm: {problem}" for problem in problems]
         if config.model in BASELINES:
-            raise InputError(f"run {run} is a {config.model}: it has no states", f"start_from= names an {self.model}")
+            return [f"a {config.model} has no states"]
         mine, theirs = self.content(), config.content()
         free = _SIZES if self.data_split == "disjoint" else ()  # there the machines of a split do not depend on them
         differing = [(name, mine[name], theirs[name]) for name in mine if name not in free]
         differing += [(name, getattr(self, name), getattr(config, name)) for name in self._shape()]
-        wrong = [f"{name} is {here!r} here and {there!r} there" for name, here, there in differing if here != there]
+        return [f"{name} is {here!r} here and {there!r} there" for name, here, there in differing if here != there]
+
+    def refuse_other_net(self, run: int, family: str, values: Mapping[str, Any]) -> None:
+        """Raise InputError, with every field in which the net of a run differs from the one that this config names."""
+        wrong = self.misfits(family, values)
         if wrong:
             hint = "a probe repeats the data and the model of the run that it starts from: one dict as base= of both"
-            raise InputError(f"run {run} is another net than the probe's: {', '.join(wrong)}", hint)
+            raise InputError(f"run {run} is no net for this probe: {', '.join(wrong)}", hint)
