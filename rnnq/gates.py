@@ -108,30 +108,31 @@ def look(connection: Connection, gate: Gate) -> Look:
 
 def judged(gate: Gate, seen: Sequence[Mapping[str, Any]]) -> Look:
     """What follows for a gate from what it sees of each of its parents."""
-    reasons = []
-    opened = not any(one["open"] for one in seen)
-    if not opened:
-        left = [f"{one['parents']}: {one['open']} of {one['of']} not yet ended" for one in seen if one["open"]]
+    left = [f"{one['parents']}: {one['open']} of {one['of']} not yet ended" for one in seen if one["open"]]
+    if left:
         return Look(None, "; ".join(dict.fromkeys(left)), seen)  # one stage may be waited for twice
+    reasons: dict[str, str] = {}
     for parents, one in zip(gate.after, seen, strict=True):
-        reasons += _against(gate, parents, one)
-    lets = [one["said"] for one in seen if one.get("said")]
+        reason = _against(gate, parents, one)
+        if reason is not None:
+            reasons.setdefault(parents.stage, reason)  # one for each stage: some of its runs say no more than all
     if reasons:
-        return Look(SHUT, "; ".join(dict.fromkeys(reasons)), seen)
+        return Look(SHUT, "; ".join(reasons.values()), seen)
+    lets = [one["said"] for one in seen if one.get("said")]
     return Look(OPEN, "; ".join(lets) or "all runs that it waits for have ended", seen)
 
 
-def _against(gate: Gate, parents: Parents, one: Mapping[str, Any]) -> list[str]:
-    """Why what a gate sees of some parents keeps it shut for good."""
+def _against(gate: Gate, parents: Parents, one: Mapping[str, Any]) -> str | None:
+    """Why what a gate sees of some parents keeps it shut for good; None when it does not."""
     if one["of"] == 0:
-        return [f"there is no run of {parents.shown()}"]
+        return f"there is no run of {parents.shown()}"
     if one["ended_badly"] and gate.on_failed == "skip":
-        return [f"{parents.shown()}: {one['ended_badly']}"]
+        return f"{parents.shown()}: {one['ended_badly']}"
     if parents.start and not one["done"]:
-        return [f"no run of {parents.shown()} is done, whose weights it would start from"]
+        return f"no run of {parents.shown()} is done, whose weights it would start from"
     if parents.when is not None and not one["holds"] and gate.otherwise == "skip":
-        return [str(one["said"])]
-    return []
+        return str(one["said"])
+    return None
 
 
 def _look_at(connection: Connection, parents: Parents) -> dict[str, Any]:
