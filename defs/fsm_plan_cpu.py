@@ -4,9 +4,9 @@
     rnnq worker --processes 2
     rnnq plan --save figures
 
-Two or three states instead of five to eight: an LSTM learns them in a minute, and then all at once, as it does the large
-ones. (Machines of two states and two actions are of nine kinds, too few to learn the rule from; more actions make more
-kinds.) Both sorts of branch are taken, by what the models really do: those that lead on because the large LSTM has
+Two or three states instead of five to eight: an LSTM learns them in a minute, and then all at once, as it does the
+large ones. (Machines of two states and two actions are of nine kinds, too few to learn the rule from; more actions make
+more kinds.) Both sorts of branch are taken, by what the models really do: those that lead on because the large LSTM has
 learnt, and the curriculum of the small one because it has not.
 """
 
