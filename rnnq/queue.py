@@ -128,6 +128,7 @@ class NewStage:
     runs: Sequence[NewRun] = field(default_factory=tuple)
     keep: str | None = None  # which checkpoints of its finished runs stay; None: as it is, or the default
     phase: str | None = None  # the part of a plan that it belongs to
+    defined: bool = True  # False: some runs, with no word on the stage's phase or on what its other runs wait for
 
 
 @dataclass(frozen=True)
@@ -394,8 +395,12 @@ def _complete(engine: Engine, intakes: Mapping[str, int], stages: Sequence[NewSt
 
 def _change_gates(connection: Connection, stage: NewStage) -> None:
     """Runs that have not begun, and on whose gate nobody has decided, wait for what the definition says now."""
-    wanted = {run.fingerprint: run.gate for run in stage.runs}
-    sql = """SELECT runs.id, runs.fingerprint, gates.condition FROM runs LEFT JOIN gates ON gates.id = runs.gate
+    # locked: whoever decides on one now is done before we look, and sees the runs that are here
+    sql = f"SELECT id FROM gates WHERE stage = :stage ORDER BY id{db.words(connection).locked}"
+    connection.execute(text(sql), {"stage": stage.name})
+    wanted = {run.fingerprint: run.gate for run in stage.runs} if stage.defined else {}
+    sql = """SELECT runs.id, runs.state, runs.fingerprint, gates.condition
+             FROM runs LEFT JOIN gates ON gates.id = runs.gate
              WHERE runs.stage = :stage AND runs.attempt = 0 AND runs.wake_at IS NULL AND gates.decision IS NULL
              AND (runs.state = 'waiting' OR (runs.state = 'pending' AND runs.gate IS NULL))"""
     rows = connection.execute(text(sql), {"stage": stage.name}).all()
@@ -403,16 +408,32 @@ def _change_gates(connection: Connection, stage: NewStage) -> None:
         gate = wanted.get(row.fingerprint, row.condition)
         if gate == row.condition:
             continue
-        values = {"run": row.id, "state": "waiting" if gate else "pending"}
+        values = {"run": row.id, "was": row.state, "state": "waiting" if gate else "pending"}
         values["gate"] = _gate_id(connection, stage.name, gate) if gate else None
-        connection.execute(text("UPDATE runs SET gate = :gate, state = :state WHERE id = :run"), values)
+        change = "UPDATE runs SET gate = :gate, state = :state WHERE id = :run AND state = :was AND attempt = 0"
+        connection.execute(text(change), values)
+    _follow(connection, stage.name)
+    _forget_gates(connection, stage.name)
+
+
+def _follow(connection: Connection, stage: str) -> None:
+    """Runs that came when their gate was decided on already: a decision is final, and is theirs too."""
+    sql = """SELECT DISTINCT gates.id, gates.decision, gates.seen FROM runs JOIN gates ON gates.id = runs.gate
+             WHERE runs.stage = :stage AND runs.state = 'waiting' AND runs.wake_at IS NULL
+             AND gates.decision IS NOT NULL"""
+    for row in connection.execute(text(sql), {"stage": stage}).all():
+        _apply(connection, row.id, row.decision, _load(row.seen)["reason"])
+
+
+def _forget_gates(connection: Connection, stage: str) -> None:
     sql = "DELETE FROM gates WHERE stage = :stage AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.gate = gates.id)"
-    connection.execute(text(sql), {"stage": stage.name})
+    connection.execute(text(sql), {"stage": stage})
 
 
 def _merged(connection: Connection, stage: NewStage) -> NewStage:
     """The stage with what its older runs still need: their data, and names that the definition no longer has."""
-    row = connection.execute(text("SELECT fields, metrics, data FROM stages WHERE name = :n"), {"n": stage.name}).one()
+    sql = "SELECT fields, metrics, data, phase FROM stages WHERE name = :n"
+    row = connection.execute(text(sql), {"n": stage.name}).one()
     names = {metric["name"] for metric in stage.metrics}
     older = [metric for metric in _load(row.metrics) if metric["name"] not in names]
     return dataclasses.replace(
@@ -420,6 +441,7 @@ def _merged(connection: Connection, stage: NewStage) -> NewStage:
         fields={**stage.fields, **{k: v for k, v in _load(row.fields).items() if k not in stage.fields}},
         metrics=[*stage.metrics, *(metric | {"primary": False} for metric in older)],
         data={**_load(row.data), **stage.data},
+        phase=stage.phase if stage.defined else row.phase,
     )
 
 
@@ -862,15 +884,20 @@ def _decide_on(connection: Connection, gate: int) -> Decided | None:
     values = {"gate": gate, "decision": seen.decision, "seen": clean_text(seen.to_json())}
     if connection.execute(text(sql), values).rowcount == 0:
         return None
+    return Decided(stage, seen.decision, seen.reason, _apply(connection, gate, seen.decision, seen.reason))
+
+
+def _apply(connection: Connection, gate: int, decision: str, reason: str) -> tuple[int, ...]:
+    """What a decision means for the runs that wait behind a gate; returns which."""
     changes = "state = 'pending', message = NULL"
-    if seen.decision == gates.SHUT:
+    if decision == gates.SHUT:
         changes = f"state = 'skipped', message = :reason, ended_at = {db.NOW}"
     # said so that it is found by its gate: there may be thousands without a time to wake at
     sql = (
         f"UPDATE runs SET {changes} WHERE gate = :gate AND state = 'waiting' AND coalesce(wake_at, 0) = 0 RETURNING id"
     )
-    found = connection.execute(text(sql), {"gate": gate, "reason": clean_text(seen.reason)}).scalars()
-    return Decided(stage, seen.decision, seen.reason, tuple(sorted(found)))
+    found = connection.execute(text(sql), {"gate": gate, "reason": clean_text(reason)}).scalars()
+    return tuple(sorted(found))
 
 
 def redecide(engine: Engine, stage: str | None = None) -> list[Decided]:

@@ -222,6 +222,17 @@ def test_a_child_that_comes_when_its_parents_have_ended_is_decided_on_at_once(en
     assert states(engine, "child") == {"pending": 1}
 
 
+def test_runs_that_come_when_their_gate_is_decided_on_follow_the_decision(engine: Engine) -> None:
+    well, badly = "mean(val_score) >= 0.5", "mean(val_score) < 0.5"
+    queue.init(engine, [stage("parent"), stage("go", 1, after("parent", well)), stage("left", 1, after("parent", badly))])
+    finish(engine, 0.9)
+    queue.decide(engine)
+    queue.init(engine, [stage("go", 3, after("parent", well)), stage("left", 3, after("parent", badly))])
+    assert states(engine, "go") == {"pending": 3}
+    assert states(engine, "left") == {"skipped": 3}
+    assert messages(engine, "left") == {f"{badly} does not hold of parent: mean(val_score) = 0.9 (n = 1)"}
+
+
 def test_a_worker_has_nothing_to_wait_for_where_nothing_goes_on(engine: Engine) -> None:
     queue.init(engine, [stage("parent", 1), stage("child", 1, after("parent"))])
     assert queue.has_open(engine, "child")
@@ -307,6 +318,13 @@ def test_a_definition_can_give_and_take_a_gate_while_nothing_has_begun(engine: E
     queue.init(engine, [stage("child", 1)])
     assert states(engine, "child") == {"pending": 1}
     assert rows(engine, "SELECT * FROM gates") == []
+
+
+def test_runs_that_no_definition_adds_say_nothing_of_what_the_others_wait_for(engine: Engine) -> None:
+    queue.init(engine, [stage("parent"), stage("child", 2, after("parent"), phase="second")])
+    queue.init(engine, [stage("child", 3, defined=False)])  # as `rnnq retry --set`: one of them is there already
+    assert states(engine, "child") == {"waiting": 2, "pending": 1}
+    assert rows(engine, "SELECT phase FROM stages WHERE name = 'child'") == [{"phase": "second"}]
 
 
 def test_a_decision_stands_until_it_is_taken_again(engine: Engine) -> None:
