@@ -1796,12 +1796,21 @@ def rename(engine: Engine, stage: str, to: str) -> None:
     with db.transaction(engine) as connection:
         if connection.execute(text("SELECT 1 FROM stages WHERE name = :to"), {"to": to}).first():
             raise InputError(f"there is a stage {to} already", "give it another name")
+        _refuse_decided_on(connection, to)
         _copy_stage(connection, stage, to)
         for table in ("intakes", "runs", "gates"):
             connection.execute(text(f"UPDATE {table} SET stage = :to WHERE stage = :stage"), {"stage": stage, "to": to})
         _rename_in_gates(connection, stage, to)
         connection.execute(text("DELETE FROM stages WHERE name = :stage"), {"stage": stage})
         _log(connection, "rename", {"stage": stage, "to": to})
+
+
+def _refuse_decided_on(connection: Connection, stage: str) -> None:
+    """Raises InputError where gates were decided on a stage of this name, which was deleted since."""
+    rows = connection.execute(text("SELECT stage, condition FROM gates")).all()
+    who = sorted({r.stage for r in rows if any(of.stage == stage for of in gates.of_json(r.condition).after)})
+    if who:
+        raise InputError(f"gates of {', '.join(who)} were decided on an earlier stage {stage}", "give it another name")
 
 
 def _rename_in_gates(connection: Connection, stage: str, to: str) -> None:
