@@ -409,6 +409,17 @@ def test_a_run_that_was_left_out_can_be_retried_against_its_gate(engine: Engine)
     assert states(engine, "child") == {"pending": 1}
 
 
+def test_a_stage_cannot_take_the_name_of_one_that_gates_were_decided_on(engine: Engine) -> None:
+    queue.init(engine, [stage("a"), stage("b"), stage("child", 1, after("a"))])
+    finish(engine, 1.0, 2)
+    queue.decide(engine)
+    queue.delete(engine, "a")
+    queue.init(engine, [stage("child", 2, after("b"))])  # renamed, the two gates would be one
+    with pytest.raises(InputError, match="gates of child were decided on an earlier stage a"):
+        queue.rename(engine, "b", "a")
+    queue.rename(engine, "b", "c")
+
+
 def test_a_run_that_was_cancelled_while_it_waited_waits_again_when_it_is_retried(engine: Engine) -> None:
     queue.init(engine, [stage("parent", 1), stage("child", 2, after("parent"))])
     assert queue.cancel(engine, [2, 3]) == ([2, 3], [])
@@ -677,6 +688,26 @@ def test_workers_start_runs_from_the_weights_that_their_stage_names(tmp_path: Pa
         [wide] = study.rows("SELECT state, message FROM runs WHERE stage = 'wide'")
         assert wide["state"] == "failed"
         assert "weight is of shape [1, 4] here and of shape [1, 3] in run" in wide["message"]
+
+
+def test_an_export_of_runs_that_started_from_others_makes_the_same_runs_elsewhere(tmp_path: Path) -> None:
+    with Study(tmp_path) as study:
+        study.rnnq("init", study.define(WEIGHTS))
+        study.rnnq("worker", "--stage", "base")
+        study.rnnq("worker", "--stage", "more")
+        asked = (
+            "SELECT label, config, fingerprint, group_key, start_from, loss FROM runs WHERE stage = '{}' ORDER BY id"
+        )
+        for file in ("more.csv", "more.parquet"):
+            stage = f"of-{file}"
+            study.rnnq("export", "--stage", "more", "--out", file)
+            study.rnnq("import", file, "--stage", stage, "--family", "defs/study.py:line")
+            assert study.rows(asked.format(stage)) == study.rows(asked.format("more"))
+        assert "starts from the best checkpoint of base" in study.rnnq("plan")
+        wrong = (tmp_path / "more.csv").read_text().replace('""stage""', '""stag""')
+        (tmp_path / "wrong.csv").write_text(wrong)
+        said = study.rnnq("import", "wrong.csv", "--stage", "x", "--family", "defs/study.py:line", code=2)
+        assert "column start_from" in said and "says of no stage" in said
 
 
 def test_a_parent_whose_file_is_gone_fails_its_child_and_nothing_else(tmp_path: Path) -> None:
