@@ -289,8 +289,9 @@ class Meaning:
     fields: dict[int, str] = field(default_factory=dict)
     metrics: dict[int, str] = field(default_factory=dict)
     new_metrics: list[dict[str, Any]] = field(default_factory=list)  # those that the family does not declare
-    state: int | None = None  # only in an export of ours, as the fingerprint
+    state: int | None = None  # only in an export of ours, as the next two
     fingerprint: int | None = None
+    start_from: int | None = None
     problems: list[str] = field(default_factory=list)
 
 
@@ -383,6 +384,8 @@ def _beside(name: str, number: int, found: Meaning) -> None:
         found.state = number
     elif name == "fingerprint":
         found.fingerprint = number
+    elif name == "start_from":
+        found.start_from = number
     elif name not in (*study.HEAD, *study.TAIL, "loss"):
         found.metrics[number] = name.removeprefix(study.METRIC)
 
@@ -608,12 +611,28 @@ class _Maker:
         made = self._checked(line, values)
         if made is None or not complete or self.known.problems:  # else more lines would be equal than are
             return None
-        values, key = self._as_exported(cells, values, config.fingerprint(self.origin.family, made))
+        start = self._start(line, cells)
+        key = config.fingerprint(self.origin.family, made, config.start_key(start))
+        values, key = self._as_exported(cells, values, key, start)
         if not self._is_new(line, cells, key, summary):
             return None
         self.without_loss += not math.isfinite(summary.get(self.primary, 0.0))
         message = f"imported from {self.sheet.path}, {self.sheet.place} {line}"
-        return Entry(values, summary=summary, message=queue.clean_text(message))
+        return Entry(values, summary=summary, message=queue.clean_text(message), start_from=start)
+
+    def _start(self, line: int, cells: Sequence[Any]) -> dict[str, Any] | None:
+        """The run whose weights an exported one started from: a part of its identity."""
+        number = self.known.start_from
+        if number is None or _is_empty(cells[number]):
+            return None
+        try:
+            found = json.loads(cells[number])
+        except (TypeError, ValueError):
+            found = None
+        if not (isinstance(found, dict) and isinstance(found.get("stage"), str)):
+            self.problems.add(line, "start_from", f"{cells[number]!r} says of no stage that a run started from it")
+            return None
+        return found
 
     def _values(self, line: int, cells: Sequence[Any]) -> tuple[dict[str, Any], bool]:
         """The config's fields, nested ones in dicts, and whether all could be read. An empty cell means the default."""
@@ -653,7 +672,9 @@ class _Maker:
             self.problems.add(line, columns.get(sentence.partition("=")[0]), sentence)
         return made
 
-    def _as_exported(self, cells: Sequence[Any], values: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    def _as_exported(
+        self, cells: Sequence[Any], values: dict[str, Any], key: str, start: Mapping[str, Any] | None
+    ) -> tuple[dict[str, Any], str]:
         """The config that was exported: where its fingerprint says so, an empty cell is no default but a null."""
         expected = cells[self.known.fingerprint] if self.known.fingerprint is not None else key
         if key == expected:
@@ -663,7 +684,7 @@ class _Maker:
             if _is_empty(cells[number]):
                 _put(with_nulls, name, None)
         made, _ = config.check(self.origin.config, with_nulls)
-        other = config.fingerprint(self.origin.family, made) if made is not None else key
+        other = config.fingerprint(self.origin.family, made, config.start_key(start)) if made is not None else key
         return (with_nulls, other) if other == expected else (values, key)
 
     def _is_new(self, line: int, cells: Sequence[Any], key: str, summary: Mapping[str, float]) -> bool:

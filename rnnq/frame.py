@@ -11,6 +11,7 @@ from pandas import DataFrame, Series
 from sqlalchemy import Engine
 
 from rnnq import runs
+from rnnq.config import as_json
 from rnnq.runs import StageInfo
 from rnnq.tables import runs as table
 
@@ -34,6 +35,7 @@ def of_rows(rows: Sequence[Row], info: StageInfo) -> DataFrame:
     """The same from rows that `runs.find` has found."""
     columns: dict[str, list[Any]] = {name: [row.get(name) for row in rows] for name in COLUMNS}
     columns |= {name: [saved["path"] if saved else None for saved in columns[name]] for name in CHECKPOINTS}
+    columns["start_from"] = [as_json(start) if start else None for start in columns["start_from"]]
     configs = [flat(row["config"]) for row in rows]
     columns |= {CONFIG + name: [config.get(name) for config in configs] for name in _field_names(configs, info)}
     found = DataFrame({name: Series(values, dtype=object).infer_objects() for name, values in columns.items()})

@@ -7,6 +7,7 @@ it is looked at again and again, by every worker that seeks work.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -57,6 +58,7 @@ class Gate:
         return json.dumps(content, sort_keys=True, separators=(",", ":"))
 
 
+@functools.lru_cache(8192)  # idle workers ask for all that are undecided, again and again
 def of_json(content: str) -> Gate:
     """A gate as the database holds it."""
     found = json.loads(content)
@@ -78,27 +80,33 @@ class Look:
 
 
 def ripe(connection: Connection, undecided: Mapping[int, Gate]) -> list[int]:
-    """Those of many gates that may be decided on now; each stage that they wait for is looked at once."""
-    stages = {parents.stage for gate in undecided.values() for parents in gate.after}
-    seeds = {stage: _open_seeds(connection, stage) for stage in sorted(stages)}
-    return [
-        id
-        for id, gate in undecided.items()
-        if not any(_may_be_open(connection, parents, seeds[parents.stage]) for parents in gate.after)
-    ]
+    """Those of many gates that may be decided on now; runs that several wait for are looked at once."""
+    seeds: dict[tuple[str, str | None], set[int | None]] = {}
+    for gate in undecided.values():
+        for parents in gate.after:
+            if (parents.stage, parents.where) not in seeds:
+                seeds[parents.stage, parents.where] = _open_seeds(connection, parents)
+
+    def is_open(parents: Parents) -> bool:
+        found = seeds[parents.stage, parents.where]
+        return bool(found) if parents.seed is None else parents.seed in found
+
+    return [id for id, gate in undecided.items() if not any(is_open(parents) for parents in gate.after)]
 
 
-def _open_seeds(connection: Connection, stage: str) -> set[int | None]:
-    """The seeds of the runs of a stage that have not ended."""
+def _open_seeds(connection: Connection, parents: Parents) -> set[int | None]:
+    """The seeds of the runs that have not ended, of those that a gate waits for, whatever seed it asks for."""
     sql = """SELECT DISTINCT runs.seed FROM intakes JOIN runs ON runs.intake = intakes.id AND runs.stage = intakes.stage
              WHERE intakes.stage = :stage AND intakes.complete AND runs.state IN ('waiting', 'pending', 'running')"""
-    return set(connection.execute(text(sql), {"stage": stage}).scalars())
-
-
-def _may_be_open(connection: Connection, parents: Parents, seeds: set[int | None]) -> bool:
-    if parents.where is not None and seeds:
-        return bool(_look_at(connection, parents)["open"])
-    return bool(seeds) if parents.seed is None else parents.seed in seeds
+    params: dict[str, Any] = {"stage": parents.stage}
+    found = set(connection.execute(text(sql), params).scalars())
+    if parents.where is None or not found:
+        return found
+    try:
+        sql += f" AND runs.id IN ({selected(connection, parents.stage, parents.where, params)})"
+    except InputError:  # it asks for what is no longer there: to be said by whoever looks at the gate
+        return set()
+    return set(connection.execute(text(sql), params).scalars())
 
 
 def look(connection: Connection, gate: Gate) -> Look:
@@ -226,7 +234,10 @@ class Known:
 def known(connection: Connection) -> dict[str, Known]:
     """The stages of the database."""
     after: dict[str, set[str]] = {}
-    for row in connection.execute(text("SELECT stage, condition FROM gates")):
+    sql = """SELECT stage, condition FROM gates WHERE EXISTS (
+                 SELECT 1 FROM runs JOIN intakes ON intakes.id = runs.intake AND intakes.complete
+                 WHERE runs.gate = gates.id)"""
+    for row in connection.execute(text(sql)):
         after.setdefault(row.stage, set()).update(parents.stage for parents in of_json(row.condition).after)
     sql = """SELECT DISTINCT runs.stage, runs.seed FROM runs
              JOIN intakes ON intakes.id = runs.intake AND intakes.complete"""
@@ -242,11 +253,22 @@ def known(connection: Connection) -> dict[str, Known]:
 def problems(stage: str, gates: Iterable[Gate], stages: Mapping[str, Known]) -> list[str]:
     """What is wrong with the gates of a stage, each sentence once."""
     found: dict[str, None] = {}
+    seen: set[tuple[str, str | None, str | None]] = set()
     for gate in gates:
         for parents in gate.after:
-            for sentence in _problems_of(parents, stages):
-                found[f"stage {stage}: {sentence}"] = None
+            sentences = _wrong_seed(parents, stages.get(parents.stage))
+            asked = parents.stage, parents.where, parents.when
+            if asked not in seen:  # once for all seeds
+                seen.add(asked)
+                sentences += _problems_of(parents, stages)
+            found |= dict.fromkeys(f"stage {stage}: {sentence}" for sentence in sentences)
     return list(found)
+
+
+def _wrong_seed(parents: Parents, known: Known | None) -> list[str]:
+    if known is None or parents.seed is None or parents.seed in known.seeds:
+        return []
+    return [f"waits for the run of {parents.stage} with seed {parents.seed}, and there is none"]
 
 
 def _problems_of(parents: Parents, stages: Mapping[str, Known]) -> list[str]:
@@ -255,8 +277,6 @@ def _problems_of(parents: Parents, stages: Mapping[str, Known]) -> list[str]:
         hint = nearest(parents.stage, stages) if stages else ""
         return [f"waits for {parents.stage}, which is no stage{f' ({hint})' if hint else ''}"]
     found = []
-    if parents.seed is not None and parents.seed not in known.seeds:
-        found.append(f"waits for the run of {parents.stage} with seed {parents.seed}, and there is none")
     try:
         if parents.where is not None:
             query.compile(parents.where, known.scope)

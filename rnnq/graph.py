@@ -226,7 +226,9 @@ _STAGES = """SELECT stages.name, stages.family, stages.phase, stages.paused, min
              GROUP BY stages.name, stages.family, stages.phase, stages.paused ORDER BY first"""
 _RUNS = """SELECT runs.stage, runs.state, count(*) AS n, min(priority) AS low, max(priority) AS high
            FROM runs JOIN intakes ON intakes.id = runs.intake AND intakes.complete GROUP BY runs.stage, runs.state"""
-_GATES = """SELECT id, stage, condition, decision, seen FROM gates ORDER BY id"""
+_GATES = """SELECT id, stage, condition, decision, seen FROM gates
+            WHERE EXISTS (SELECT 1 FROM runs JOIN intakes ON intakes.id = runs.intake AND intakes.complete
+                          WHERE runs.gate = gates.id) ORDER BY id"""
 _BEHIND = """SELECT runs.gate, runs.state, runs.attempt > 0 OR runs.wake_at IS NOT NULL AS begun, count(*) AS n
              FROM runs JOIN intakes ON intakes.id = runs.intake AND intakes.complete
              WHERE runs.gate IS NOT NULL GROUP BY runs.gate, runs.state, begun"""

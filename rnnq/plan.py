@@ -47,6 +47,7 @@ class Origin:
     source_sha256: str | None
     keep: str | None = None  # the stage's rule of what to keep; None: as it is, or the default
     phase: str | None = None
+    defined: bool = False  # by its author, whole: what its runs wait for, too
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def _origin(stage: Stage, source: str, sha256: str) -> Origin:
     config = families.config_of(stage.family) if in_source else families.find_config(stage.family)
     name = families.name_of(stage.family) if in_source else stage.family
     has_rule = stage.refine is not None or stage.next is not None
-    return Origin(name, config, in_source, has_rule, source, sha256, stage.keep, stage.phase)
+    return Origin(name, config, in_source, has_rule, source, sha256, stage.keep, stage.phase, True)
 
 
 def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Progress = iter) -> NewStage:
@@ -226,6 +227,7 @@ def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Pro
         runs=runs,
         keep=origin.keep,
         phase=origin.phase,
+        defined=origin.defined,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from rnnq import definitions, families, plan, ranking, retention, runs, sweep
-from rnnq.config import Config
+from rnnq.config import Config, start_key
 from rnnq.definitions import Definition
 from rnnq.errors import InputError
 from rnnq.query import OPEN
@@ -175,22 +175,25 @@ def _children(
 ) -> tuple[list[plan.Entry], int]:
     """Every distinct child with the union of its parents' seeds, and with all of them as parents.
 
-    The second value is how many configs the rule made before equal ones became one.
+    They start from the weights that their parents started from. The second value is how many configs the rule made
+    before equal ones became one.
     """
     changes = plan.parse_changes(request.changes, model)
-    family: dict[str, tuple[dict[str, Any], list[Ranked]]] = {}
+    family: dict[tuple[str, str | None], tuple[dict[str, Any], list[Ranked]]] = {}
     made = 0
     for group in chosen:
         for child in sweep.refined(rule, dict(group.config)):
             made += 1
             values = plan.changed(child, changes)
-            _, parents = family.setdefault(json.dumps(values, sort_keys=True, default=repr), (values, []))
+            key = json.dumps(values, sort_keys=True, default=repr), start_key(group.start_from)
+            _, parents = family.setdefault(key, (values, []))
             parents += [group] if group not in parents else []
     entries = []
     for values, parents in family.values():
         descent = tuple(line for group in parents for line in _descent(group))
         # a seed that the rule or --set states is meant; else the parents' seeds
-        entries += [plan.Entry({**seeds, **values}, descent) for seeds in _seeds(parents, request)]
+        start = parents[0].start_from
+        entries += [plan.Entry({**seeds, **values}, descent, start_from=start) for seeds in _seeds(parents, request)]
     return entries, made
 
 

@@ -4,6 +4,7 @@
     pending  -> running (claim), cancelled
     running  -> done (finish), failed (fail, reap), cancelled, pending (release, reap), waiting (delayed retry)
     failed, cancelled, skipped -> pending (retry);   done -> pending (extend)
+    cancelled -> waiting (retry of one whose gate is undecided)
     skipped, and pending that never ran -> waiting (redecide)
 
 `attempt` rises in the claim statement and nowhere else. Every later write of the owner is guarded by run, attempt,
@@ -31,6 +32,7 @@ from rnnq import db, gates, host
 from rnnq.errors import Conflict, DatabaseError, InputError, LeaseLost
 
 CHUNK = 2000  # rows a transaction of init inserts: about 0.05 s, so that nobody's heartbeat waits long
+LONG = 0.3  # seconds after which a transaction that decides on many gates ends, and another one goes on
 LOST_LIMIT = 3  # attempts lost in a row without a new checkpoint, after which a run fails
 FAILED_LIMIT = 3  # attempts failed in a row without a new checkpoint, for a cause that can heal
 HEALING = ("oom", "stalled", "database")  # causes that another time, or another machine, may not have
@@ -128,6 +130,7 @@ class NewStage:
     runs: Sequence[NewRun] = field(default_factory=tuple)
     keep: str | None = None  # which checkpoints of its finished runs stay; None: as it is, or the default
     phase: str | None = None  # the part of a plan that it belongs to
+    defined: bool = True  # False: some runs, with no word on the stage's phase or on what its other runs wait for
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def preview(engine: Engine, stages: Sequence[NewStage]) -> list[Added]:
     """What `init` would do. Raises InputError for a stage that exists with another family or other data."""
     with db.reading(engine) as connection:
         _refuse_changed(connection, stages)
-        refuse_gates(stages, lambda: gates.known(connection))
+        refuse_gates(stages, lambda: _known(connection, stages))
         return [_compare(stage, _present(connection, stage.name)) for stage in stages]
 
 
@@ -171,6 +174,22 @@ def init(engine: Engine, stages: Sequence[NewStage]) -> list[Added]:
     return found
 
 
+def _known(connection: Connection, stages: Sequence[NewStage]) -> dict[str, gates.Known]:
+    """The stages of the database; of those that are added to, with what runs wait for that stay as they are."""
+    found = gates.known(connection)
+    sql = """SELECT runs.fingerprint, gates.condition FROM runs JOIN gates ON gates.id = runs.gate
+             JOIN intakes ON intakes.id = runs.intake AND intakes.complete
+             WHERE runs.stage = :stage AND runs.state = 'waiting' AND gates.decision IS NULL"""
+    for stage in stages:
+        if stage.name in found:
+            changed = {run.fingerprint for run in stage.runs} if stage.defined else set()
+            rows = connection.execute(text(sql), {"stage": stage.name}).all()
+            kept = {row.condition for row in rows if row.fingerprint not in changed}
+            after = frozenset(parents.stage for gate in kept for parents in gates.of_json(gate).after)
+            found[stage.name] = dataclasses.replace(found[stage.name], after=after)
+    return found
+
+
 def refuse_gates(stages: Sequence[NewStage], before: Callable[[], Mapping[str, gates.Known]] = dict) -> None:
     """Raises InputError for gates that name what there is not, or that wait for each other in a ring.
 
@@ -185,7 +204,7 @@ def refuse_gates(stages: Sequence[NewStage], before: Callable[[], Mapping[str, g
         scope = gates.scope(stage.fields, stage.metrics)
         seeds = was.seeds | {run.seed for run in stage.runs}
         after = frozenset(parents.stage for gate in wanted[stage.name] for parents in gate.after)
-        known[stage.name] = gates.Known(scope, seeds, after)
+        known[stage.name] = gates.Known(scope, seeds, was.after | after)
     problems = [p for stage, found in wanted.items() for p in gates.problems(stage, found, known)]
     ring = gates.cycle({name: stage.after for name, stage in known.items()})
     if ring:
@@ -394,8 +413,12 @@ def _complete(engine: Engine, intakes: Mapping[str, int], stages: Sequence[NewSt
 
 def _change_gates(connection: Connection, stage: NewStage) -> None:
     """Runs that have not begun, and on whose gate nobody has decided, wait for what the definition says now."""
-    wanted = {run.fingerprint: run.gate for run in stage.runs}
-    sql = """SELECT runs.id, runs.fingerprint, gates.condition FROM runs LEFT JOIN gates ON gates.id = runs.gate
+    # locked: whoever decides on one now is done before we look, and sees the runs that are here
+    sql = f"SELECT id FROM gates WHERE stage = :stage ORDER BY id{db.words(connection).locked}"
+    connection.execute(text(sql), {"stage": stage.name})
+    wanted = {run.fingerprint: run.gate for run in stage.runs} if stage.defined else {}
+    sql = """SELECT runs.id, runs.state, runs.fingerprint, gates.condition
+             FROM runs LEFT JOIN gates ON gates.id = runs.gate
              WHERE runs.stage = :stage AND runs.attempt = 0 AND runs.wake_at IS NULL AND gates.decision IS NULL
              AND (runs.state = 'waiting' OR (runs.state = 'pending' AND runs.gate IS NULL))"""
     rows = connection.execute(text(sql), {"stage": stage.name}).all()
@@ -403,16 +426,32 @@ def _change_gates(connection: Connection, stage: NewStage) -> None:
         gate = wanted.get(row.fingerprint, row.condition)
         if gate == row.condition:
             continue
-        values = {"run": row.id, "state": "waiting" if gate else "pending"}
+        values = {"run": row.id, "was": row.state, "state": "waiting" if gate else "pending"}
         values["gate"] = _gate_id(connection, stage.name, gate) if gate else None
-        connection.execute(text("UPDATE runs SET gate = :gate, state = :state WHERE id = :run"), values)
+        change = "UPDATE runs SET gate = :gate, state = :state WHERE id = :run AND state = :was AND attempt = 0"
+        connection.execute(text(change), values)
+    _follow(connection, stage.name)
+    _forget_gates(connection, stage.name)
+
+
+def _follow(connection: Connection, stage: str) -> None:
+    """Runs that came when their gate was decided on already: a decision is final, and is theirs too."""
+    sql = """SELECT DISTINCT gates.id, gates.decision, gates.seen FROM runs JOIN gates ON gates.id = runs.gate
+             WHERE runs.stage = :stage AND runs.state = 'waiting' AND runs.wake_at IS NULL
+             AND gates.decision IS NOT NULL"""
+    for row in connection.execute(text(sql), {"stage": stage}).all():
+        _apply(connection, row.id, row.decision, _load(row.seen)["reason"])
+
+
+def _forget_gates(connection: Connection, stage: str) -> None:
     sql = "DELETE FROM gates WHERE stage = :stage AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.gate = gates.id)"
-    connection.execute(text(sql), {"stage": stage.name})
+    connection.execute(text(sql), {"stage": stage})
 
 
 def _merged(connection: Connection, stage: NewStage) -> NewStage:
     """The stage with what its older runs still need: their data, and names that the definition no longer has."""
-    row = connection.execute(text("SELECT fields, metrics, data FROM stages WHERE name = :n"), {"n": stage.name}).one()
+    sql = "SELECT fields, metrics, data, phase FROM stages WHERE name = :n"
+    row = connection.execute(text(sql), {"n": stage.name}).one()
     names = {metric["name"] for metric in stage.metrics}
     older = [metric for metric in _load(row.metrics) if metric["name"] not in names]
     return dataclasses.replace(
@@ -420,6 +459,7 @@ def _merged(connection: Connection, stage: NewStage) -> NewStage:
         fields={**stage.fields, **{k: v for k, v in _load(row.fields).items() if k not in stage.fields}},
         metrics=[*stage.metrics, *(metric | {"primary": False} for metric in older)],
         data={**_load(row.data), **stage.data},
+        phase=stage.phase if stage.defined else row.phase,
     )
 
 
@@ -457,7 +497,10 @@ def _remove_some(engine: Engine, intake: int, limit: int) -> bool:
             return False
         if _remove_runs(connection, intake, limit):
             return True
-        connection.execute(text("DELETE FROM intakes WHERE id = :id"), {"id": intake})
+        sql = "DELETE FROM intakes WHERE id = :id RETURNING stage"
+        stage = connection.execute(text(sql), {"id": intake}).scalar()
+        if stage is not None:  # else another process removed it, and the next init may be under way
+            _forget_gates(connection, stage)
     return False
 
 
@@ -816,12 +859,18 @@ _UNDECIDED = """SELECT gates.id, gates.condition FROM gates WHERE gates.decision
 def decide(engine: Engine) -> list[Decided]:
     """Decide on every gate whose runs have all ended: its own become pending, or are skipped, with the reason.
 
-    What is skipped may be what others wait for: they are decided on in the same transaction. Without gates it costs a
-    look at one index.
+    What is skipped may be what others wait for: they are decided on in the same transaction, unless there are hundreds.
+    Without gates it costs a look at one index.
     """
     with db.reading(engine) as connection:
-        ready = _ripe(connection)
-    return _decide(engine) if ready else []
+        ready = bool(_ripe(connection))
+    made: list[Decided] = []
+    while ready:
+        found, ready = _decide(engine)
+        made += found
+        if ready:
+            time.sleep(0.02)  # leave a gap in which a waiting heartbeat finds the lock free
+    return made
 
 
 def _ripe(connection: Connection, lock: str = "") -> list[int]:
@@ -842,15 +891,20 @@ def _look(connection: Connection, gate: int) -> tuple[str, gates.Gate, gates.Loo
 
 
 @db.retried
-def _decide(engine: Engine) -> list[Decided]:
+def _decide(engine: Engine) -> tuple[list[Decided], bool]:
+    """What was decided in one transaction, and whether there may be more."""
     made: list[Decided] = []
+    until = time.monotonic() + LONG
     with db.transaction(engine) as connection:
         while True:
-            ripe = _ripe(connection, db.words(connection).locked)
-            round_ = [decided for gate in ripe if (decided := _decide_on(connection, gate))]
-            if not round_:
-                return made
-            made += round_
+            before = len(made)
+            for gate in _ripe(connection, db.words(connection).locked):
+                if time.monotonic() > until and made:
+                    return made, True
+                decided = _decide_on(connection, gate)
+                made += [decided] if decided else []
+            if len(made) == before:
+                return made, False
 
 
 def _decide_on(connection: Connection, gate: int) -> Decided | None:
@@ -862,15 +916,20 @@ def _decide_on(connection: Connection, gate: int) -> Decided | None:
     values = {"gate": gate, "decision": seen.decision, "seen": clean_text(seen.to_json())}
     if connection.execute(text(sql), values).rowcount == 0:
         return None
+    return Decided(stage, seen.decision, seen.reason, _apply(connection, gate, seen.decision, seen.reason))
+
+
+def _apply(connection: Connection, gate: int, decision: str, reason: str) -> tuple[int, ...]:
+    """What a decision means for the runs that wait behind a gate; returns which."""
     changes = "state = 'pending', message = NULL"
-    if seen.decision == gates.SHUT:
+    if decision == gates.SHUT:
         changes = f"state = 'skipped', message = :reason, ended_at = {db.NOW}"
     # said so that it is found by its gate: there may be thousands without a time to wake at
     sql = (
         f"UPDATE runs SET {changes} WHERE gate = :gate AND state = 'waiting' AND coalesce(wake_at, 0) = 0 RETURNING id"
     )
-    found = connection.execute(text(sql), {"gate": gate, "reason": clean_text(seen.reason)}).scalars()
-    return Decided(stage, seen.decision, seen.reason, tuple(sorted(found)))
+    found = connection.execute(text(sql), {"gate": gate, "reason": clean_text(reason)}).scalars()
+    return tuple(sorted(found))
 
 
 def redecide(engine: Engine, stage: str | None = None) -> list[Decided]:
@@ -1464,10 +1523,28 @@ def _lose(connection: Connection, row: Any, now: float, gone: bool) -> Reaped:
 
 
 def retry(engine: Engine, runs: Sequence[int]) -> list[int]:
-    """Failed, cancelled and skipped runs are pending again, and go on from their checkpoints. Returns which."""
-    changes = f"""state = 'pending', ended_at = NULL, cause = NULL, message = NULL, wake_at = NULL,
-                  lost = 0, failures = 0, steps_done = {_saved_step(engine)}"""
-    return _steer(engine, "retry", runs, changes, "state IN ('failed', 'cancelled', 'skipped')")
+    """Failed, cancelled and skipped runs are pending again, and go on from their checkpoints. Returns which.
+
+    One that was cancelled while it waited, and on whose gate nobody has decided yet, waits again.
+    """
+    return [run for chunk in _chunks(runs) for run in _retry(engine, chunk)]
+
+
+@db.retried
+def _retry(engine: Engine, runs: Sequence[int]) -> list[int]:
+    waits = "attempt = 0 AND gate IN (SELECT id FROM gates WHERE decision IS NULL)"
+    changes = f"""state = CASE WHEN {waits} THEN 'waiting' ELSE 'pending' END, ended_at = NULL, cause = NULL,
+                  message = NULL, wake_at = NULL, lost = 0, failures = 0, steps_done = {_saved_step(engine)}"""
+    with db.transaction(engine) as connection:
+        locked = db.words(connection).locked
+        if locked:  # gates before runs, as whoever decides on one
+            sql = text(f"""SELECT id FROM gates WHERE id IN (SELECT gate FROM runs WHERE id IN :runs)
+                           ORDER BY id{locked}""")
+            connection.execute(sql.bindparams(bindparam("runs", list(runs), expanding=True)))
+        _lock(connection, runs)
+        changed = _change(connection, changes, "state IN ('failed', 'cancelled', 'skipped')", runs)
+        _log(connection, "retry", {"runs": changed})
+    return changed
 
 
 def cancel(engine: Engine, runs: Sequence[int], at_once: bool = False) -> tuple[list[int], list[int]]:
@@ -1719,12 +1796,21 @@ def rename(engine: Engine, stage: str, to: str) -> None:
     with db.transaction(engine) as connection:
         if connection.execute(text("SELECT 1 FROM stages WHERE name = :to"), {"to": to}).first():
             raise InputError(f"there is a stage {to} already", "give it another name")
+        _refuse_decided_on(connection, to)
         _copy_stage(connection, stage, to)
         for table in ("intakes", "runs", "gates"):
             connection.execute(text(f"UPDATE {table} SET stage = :to WHERE stage = :stage"), {"stage": stage, "to": to})
         _rename_in_gates(connection, stage, to)
         connection.execute(text("DELETE FROM stages WHERE name = :stage"), {"stage": stage})
         _log(connection, "rename", {"stage": stage, "to": to})
+
+
+def _refuse_decided_on(connection: Connection, stage: str) -> None:
+    """Raises InputError where gates were decided on a stage of this name, which was deleted since."""
+    rows = connection.execute(text("SELECT stage, condition FROM gates")).all()
+    who = sorted({r.stage for r in rows if any(of.stage == stage for of in gates.of_json(r.condition).after)})
+    if who:
+        raise InputError(f"gates of {', '.join(who)} were decided on an earlier stage {stage}", "give it another name")
 
 
 def _rename_in_gates(connection: Connection, stage: str, to: str) -> None:
@@ -1810,9 +1896,17 @@ def _refuse_running(connection: Connection, stage: str) -> None:
 
 def _refuse_waited_for(connection: Connection, stage: str) -> None:
     """Raises InputError where runs of another stage wait for this one."""
-    sql = "SELECT stage, condition FROM gates WHERE decision IS NULL AND stage != :stage"
+    sql = """SELECT stage, condition FROM gates WHERE decision IS NULL AND stage != :stage
+             AND EXISTS (SELECT 1 FROM runs WHERE runs.gate = gates.id)"""
     rows = connection.execute(text(sql), {"stage": stage}).all()
     waiting = {r.stage for r in rows if any(parents.stage == stage for parents in gates.of_json(r.condition).after)}
     if waiting:
         who = ", ".join(sorted(waiting))
         raise InputError(f"stage {stage} is waited for by {who}", f"delete {who} first, or let its gates be decided")
+    sql = """SELECT DISTINCT stage, start_from FROM runs WHERE start_from IS NOT NULL AND stage != :stage
+             AND state IN ('waiting', 'pending', 'running')"""
+    rows = connection.execute(text(sql), {"stage": stage}).all()
+    starting = {row.stage for row in rows if _load(row.start_from)["stage"] == stage}
+    if starting:
+        who = ", ".join(sorted(starting))
+        raise InputError(f"runs of {who} start from stage {stage}", f"delete {who} first, or let its runs end")

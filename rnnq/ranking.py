@@ -31,6 +31,7 @@ class Ranked:
     values: tuple[float, ...] = field(repr=False)  # of these runs
     config: Mapping[str, Any] = field(repr=False)  # without its seed fields
     seeds: tuple[Mapping[str, Any], ...] = field(repr=False)  # the seed fields of each of these runs
+    start_from: Mapping[str, Any] | None = field(default=None, repr=False)  # whose weights its runs started from
 
 
 def top_count(top: str, n: int) -> int:
@@ -124,4 +125,5 @@ def _ranked(members: Sequence[Row], counted: Sequence[tuple[Row, float]], info: 
         values=values,
         config={name: value for name, value in first["config"].items() if name not in info.seed_fields},
         seeds=tuple({name: row["config"][name] for name in info.seed_fields} for row, _ in counted),
+        start_from=first["start_from"],
     )

@@ -150,7 +150,9 @@ def pick(engine: Engine, ids: Sequence[int], stage: str | None = None, filter: s
 
 
 _PICKED = """SELECT runs.id, runs.stage, runs.label, runs.state, runs.priority, runs.budget, runs.steps_done, runs.note,
-                    runs.checkpoint IS NOT NULL AS has_checkpoint
+                    runs.checkpoint IS NOT NULL AS has_checkpoint,
+                    runs.attempt = 0 AND EXISTS (
+                        SELECT 1 FROM gates WHERE gates.id = runs.gate AND gates.decision IS NULL) AS behind
              FROM runs JOIN intakes ON intakes.id = runs.intake AND intakes.complete"""
 
 

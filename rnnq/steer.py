@@ -85,8 +85,11 @@ def _sorted(rows: Iterable[Any], legal: Sequence[str], now: Callable[[Any], str]
 
 
 def retry(engine: Engine, choice: Choice, dry_run: bool = False) -> Steered:
-    """Failed runs are pending again; cancelled and skipped ones where an id, or a filter with `state`, names them."""
-    found = _sorted(choice.rows(engine), _retried(choice), lambda row: "pending")
+    """Failed runs are pending again; cancelled and skipped ones where an id, or a filter with `state`, names them.
+
+    Those behind a gate that is not decided on wait for it again.
+    """
+    found = _sorted(choice.rows(engine), _retried(choice), lambda row: "waiting" if row.behind else "pending")
     return found if dry_run else found.keep(queue.retry(engine, found.ids))
 
 

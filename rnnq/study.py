@@ -28,7 +28,7 @@ HEAD = ("id", "stage", "family", "label", "state", "seed")
 TAIL = (
     *("steps_done", "budget", "seconds", "attempt", "failures", "cause", "message", "note", "tags"),
     *("created_at", "started_at", "ended_at", "worker", "checkpoint", "checkpoint_best"),
-    *("group_key", "fingerprint", "source", "source_sha256"),
+    *("start_from", "group_key", "fingerprint", "source", "source_sha256"),
 )
 ADDED = ("seconds", "tags")  # of these, the ones that no column of the table holds
 METRIC = "summary."  # before the name of a metric that would hide another column

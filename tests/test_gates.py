@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.event import listen
+from sqlalchemy.exc import IntegrityError
 
 import rnnq
-from rnnq import db, definitions, gates, plan, queue, runs
+from rnnq import db, definitions, gates, plan, queue, runs, steer
 from rnnq.config import as_json
 from rnnq.errors import InputError, LeaseLost
 from rnnq.gates import Gate, Parents
@@ -222,6 +224,19 @@ def test_a_child_that_comes_when_its_parents_have_ended_is_decided_on_at_once(en
     assert states(engine, "child") == {"pending": 1}
 
 
+def test_runs_that_come_when_their_gate_is_decided_on_follow_the_decision(engine: Engine) -> None:
+    well, badly = "mean(val_score) >= 0.5", "mean(val_score) < 0.5"
+    queue.init(
+        engine, [stage("parent"), stage("go", 1, after("parent", well)), stage("left", 1, after("parent", badly))]
+    )
+    finish(engine, 0.9)
+    queue.decide(engine)
+    queue.init(engine, [stage("go", 3, after("parent", well)), stage("left", 3, after("parent", badly))])
+    assert states(engine, "go") == {"pending": 3}
+    assert states(engine, "left") == {"skipped": 3}
+    assert messages(engine, "left") == {f"{badly} does not hold of parent: mean(val_score) = 0.9 (n = 1)"}
+
+
 def test_a_worker_has_nothing_to_wait_for_where_nothing_goes_on(engine: Engine) -> None:
     queue.init(engine, [stage("parent", 1), stage("child", 1, after("parent"))])
     assert queue.has_open(engine, "child")
@@ -278,6 +293,36 @@ def test_a_ring_that_closes_through_the_database_is_refused_too(engine: Engine) 
     assert states(engine, "a") == {"pending": 1}
 
 
+def test_a_ring_that_closes_through_runs_that_a_definition_has_left_is_refused_too(engine: Engine) -> None:
+    queue.init(engine, [stage("a", 1), stage("b", 1, after("a"))])
+    other = stage("b", runs=new_runs(1, first=7))  # without a gate; run 0 of b stays, and waits for a
+    with pytest.raises(InputError, match="wait for each other"):
+        queue.init(engine, [stage("a", 1, after("b")), other])
+    queue.init(engine, [stage("a", 1, after("b")), stage("b", 1)])  # turned round: nothing waits for a any more
+    assert (states(engine, "a"), states(engine, "b")) == ({"waiting": 1}, {"pending": 1})
+
+
+def test_an_init_that_ended_half_way_leaves_nobody_waited_for(engine: Engine) -> None:
+    queue.init(engine, [stage("parent", 1)])
+    [run] = stage("child", 1, after("parent")).runs
+    with pytest.raises(IntegrityError):  # by a row that no database takes
+        queue.init(engine, [stage("child", runs=[run, replace(run, fingerprint="x", label=None)])])  # type: ignore[arg-type]
+    assert rows(engine, "SELECT id FROM gates") == []
+    assert queue.delete(engine, "parent") == [1]
+
+
+def test_a_stage_that_open_runs_are_to_start_from_cannot_be_deleted(engine: Engine) -> None:
+    child = stage("child", 1, Gate((Parents("parent", start=True),)))
+    start = as_json(rnnq.best("parent").shown())
+    queue.init(engine, [stage("parent", 1), replace(child, runs=[replace(r, start_from=start) for r in child.runs])])
+    finish(engine, 1.0, checkpoint=FILE)
+    queue.decide(engine)
+    with pytest.raises(InputError, match="runs of child start from stage parent"):
+        queue.delete(engine, "parent")
+    finish(engine, 1.0)
+    assert queue.delete(engine, "parent") == [1]
+
+
 def test_a_stage_that_others_wait_for_cannot_be_deleted(engine: Engine) -> None:
     queue.init(engine, [stage("parent", 1), stage("child", 1, after("parent"))])
     with pytest.raises(InputError, match="is waited for by child"):
@@ -307,6 +352,13 @@ def test_a_definition_can_give_and_take_a_gate_while_nothing_has_begun(engine: E
     queue.init(engine, [stage("child", 1)])
     assert states(engine, "child") == {"pending": 1}
     assert rows(engine, "SELECT * FROM gates") == []
+
+
+def test_runs_that_no_definition_adds_say_nothing_of_what_the_others_wait_for(engine: Engine) -> None:
+    queue.init(engine, [stage("parent"), stage("child", 2, after("parent"), phase="second")])
+    queue.init(engine, [stage("child", 3, defined=False)])  # as `rnnq retry --set`: one of them is there already
+    assert states(engine, "child") == {"waiting": 2, "pending": 1}
+    assert rows(engine, "SELECT phase FROM stages WHERE name = 'child'") == [{"phase": "second"}]
 
 
 def test_a_decision_stands_until_it_is_taken_again(engine: Engine) -> None:
@@ -355,6 +407,30 @@ def test_a_run_that_was_left_out_can_be_retried_against_its_gate(engine: Engine)
     queue.decide(engine)
     assert queue.retry(engine, [2]) == [2]
     assert states(engine, "child") == {"pending": 1}
+
+
+def test_a_stage_cannot_take_the_name_of_one_that_gates_were_decided_on(engine: Engine) -> None:
+    queue.init(engine, [stage("a"), stage("b"), stage("child", 1, after("a"))])
+    finish(engine, 1.0, 2)
+    queue.decide(engine)
+    queue.delete(engine, "a")
+    queue.init(engine, [stage("child", 2, after("b"))])  # renamed, the two gates would be one
+    with pytest.raises(InputError, match="gates of child were decided on an earlier stage a"):
+        queue.rename(engine, "b", "a")
+    queue.rename(engine, "b", "c")
+
+
+def test_a_run_that_was_cancelled_while_it_waited_waits_again_when_it_is_retried(engine: Engine) -> None:
+    queue.init(engine, [stage("parent", 1), stage("child", 2, after("parent"))])
+    assert queue.cancel(engine, [2, 3]) == ([2, 3], [])
+    assert steer.retry(engine, steer.Choice([2]), dry_run=True).rows[0]["now"] == "waiting"
+    assert queue.retry(engine, [2]) == [2]
+    assert states(engine, "child") == {"waiting": 1, "cancelled": 1}
+    finish(engine, 1.0)
+    queue.decide(engine)
+    assert states(engine, "child") == {"pending": 1, "cancelled": 1}
+    assert queue.retry(engine, [3]) == [3]  # decided meanwhile
+    assert states(engine, "child") == {"pending": 2}
 
 
 def test_a_stage_that_is_renamed_is_still_waited_for(engine: Engine) -> None:
@@ -531,6 +607,35 @@ def test_what_cannot_be_meant_is_refused_where_the_stage_is_made(words: dict[str
     assert problem in "\n".join(caught.value.problems)
 
 
+def each_its_own(n: int, **more: Any) -> queue.NewStage:
+    """A stage of n runs, each behind a gate of its own seed."""
+    found = stage("child", n)
+    made = [replace(run, gate=Gate((Parents("parent", seed=run.seed, **more),)).to_json()) for run in found.runs]
+    return replace(found, runs=made)
+
+
+@pytest.mark.parametrize("where", [None, "seed >= 0"])
+def test_a_look_at_many_gates_asks_for_the_runs_of_a_stage_once(engine: Engine, where: str | None) -> None:
+    queue.init(engine, [stage("parent", 40), each_its_own(40, where=where)])
+    asked: list[str] = []
+    listen(engine, "before_cursor_execute", lambda *args: asked.append(args[2]))
+    assert queue.decide(engine) == []
+    assert len(asked) < 10, asked
+
+
+def test_gates_that_are_ripe_in_great_numbers_are_decided_on_in_several_transactions(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "LONG", 0.0)
+    queue.init(engine, [stage("parent", 4), each_its_own(4), stage("grandchild", 1, after("child"))])
+    queue.cancel(engine, [1, 2, 3, 4])
+    commits: list[object] = []
+    listen(engine, "commit", commits.append)
+    assert [decided.decision for decided in queue.decide(engine)] == ["shut"] * 5
+    assert len(commits) > 4
+    assert states(engine, "grandchild") == {"skipped": 1}
+
+
 # ---------------------------------------------------------------------------------------- with workers at work
 
 WEIGHTS = """
@@ -583,6 +688,26 @@ def test_workers_start_runs_from_the_weights_that_their_stage_names(tmp_path: Pa
         [wide] = study.rows("SELECT state, message FROM runs WHERE stage = 'wide'")
         assert wide["state"] == "failed"
         assert "weight is of shape [1, 4] here and of shape [1, 3] in run" in wide["message"]
+
+
+def test_an_export_of_runs_that_started_from_others_makes_the_same_runs_elsewhere(tmp_path: Path) -> None:
+    with Study(tmp_path) as study:
+        study.rnnq("init", study.define(WEIGHTS))
+        study.rnnq("worker", "--stage", "base")
+        study.rnnq("worker", "--stage", "more")
+        asked = (
+            "SELECT label, config, fingerprint, group_key, start_from, loss FROM runs WHERE stage = '{}' ORDER BY id"
+        )
+        for file in ("more.csv", "more.parquet"):
+            stage = f"of-{file}"
+            study.rnnq("export", "--stage", "more", "--out", file)
+            study.rnnq("import", file, "--stage", stage, "--family", "defs/study.py:line")
+            assert study.rows(asked.format(stage)) == study.rows(asked.format("more"))
+        assert "starts from the best checkpoint of base" in study.rnnq("plan")
+        wrong = (tmp_path / "more.csv").read_text().replace('""stage""', '""stag""')
+        (tmp_path / "wrong.csv").write_text(wrong)
+        said = study.rnnq("import", "wrong.csv", "--stage", "x", "--family", "defs/study.py:line", code=2)
+        assert "column start_from" in said and "says of no stage" in said
 
 
 def test_a_parent_whose_file_is_gone_fails_its_child_and_nothing_else(tmp_path: Path) -> None:

@@ -177,6 +177,22 @@ def test_a_filter_that_leaves_out_a_seed_leaves_out_its_group(engine: Engine, tm
     assert made.left_out == ["x=2: 1 of 2 seeds (the filter leaves out the rest)"]
 
 
+def test_children_start_from_the_weights_that_their_parents_started_from(engine: Engine, tmp_path: Path) -> None:
+    more = """
+    more = rnnq.stage("more", toy, rnnq.grid(x=[1, 2]).seeds(2), start_from=rnnq.best("toys", same_seed=True))
+    """
+    defs = study(engine, tmp_path, STUDY + more)
+    finish_all(engine, "toys")
+    queue.decide(engine)
+    finish_all(engine, "more")
+    made = promote.prepare(engine, ask(defs, stage="more", changes=["steps=9"]))
+    assert configs_of(made) == [(1, 9, 0), (1, 9, 1)]
+    assert {run.start_from for run in made.stage.runs} == {'{"same_seed":true,"stage":"toys","which":"best"}'}
+    assert {run.gate for run in made.stage.runs} == {None}  # these have ended
+    own = promote.prepare(engine, ask(defs, stage="toys", to="own", changes=["steps=9"]))
+    assert {run.start_from for run in own.stage.runs} == {None}
+
+
 def test_set_and_seeds_change_every_child(engine: Engine, tmp_path: Path) -> None:
     defs = study(engine, tmp_path)
     finish_all(engine, "toys")
