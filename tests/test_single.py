@@ -211,6 +211,28 @@ def test_a_training_that_is_killed_goes_on_from_its_newest_checkpoint() -> None:
     assert trained(single.go_on(training.folder)).finished
 
 
+def test_a_folder_in_which_a_process_trains_is_refused_to_a_second_one_and_left_as_it_is() -> None:
+    first = trained(single.begin(single.read(config("family: line\n")), Path("runs")), stop_at=5)
+    running = single.go_on(first.folder)
+    late = single.go_on(first.folder)  # has read what the other one is about to go on from
+    refused: list[str] = []
+
+    def resume_elsewhere(step: int, budget: int | None) -> None:
+        if step == 20:
+            before = {path: path.read_bytes() for path in first.folder.rglob("*.*")}
+            again = [sys.executable, "-m", "rnnq", "train", "--resume", str(first.folder)]
+            found = subprocess.run(again, capture_output=True, text=True, timeout=120)
+            refused.append(f"{found.returncode} {found.stderr}")
+            assert {path: path.read_bytes() for path in first.folder.rglob("*.*")} == before
+
+    result = single.run(running, CPU, Every(None, None), single.Desk(running, CPU, resume_elsewhere))
+
+    assert result.finished
+    assert refused[0].startswith(f"2 error: {first.folder}: another process trains there")
+    with pytest.raises(InputError, match="another process went on with it just now, as attempt 2"):
+        trained(late)
+
+
 def test_a_training_that_diverges_says_so_in_its_folder() -> None:
     training = single.begin(single.read(config("family: line\nexplode_at: 20\n")), Path("runs"))
 
@@ -365,3 +387,17 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, cli: C
     assert known["status"] == "interrupted"
     assert known["checkpoint"]["step"] == known["final_step"] >= 20
     assert str(known["final_step"]) in out
+
+
+def test_the_echo_of_a_signal_and_a_schedulers_warning_let_the_step_end_and_a_second_signal_does_not() -> None:
+    desk = single.Desk(single.begin(single.read(config("family: line\n")), Path("runs")), CPU, lambda *_: None)
+
+    with command._stoppable(desk):
+        signal.raise_signal(signal.SIGUSR1)
+        assert desk.stop
+        signal.raise_signal(signal.SIGTERM)  # `timeout` sends it to its child, and again to the group of its child
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGUSR1)  # while what was trained is being drawn
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
