@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -308,17 +309,26 @@ def _close(training: Training, desk: Desk, outcome: Outcome, found: Family | Gen
     else:
         desk.points += outcome.points
     more: dict[str, Any] = {}
-    old = desk.saved
     if outcome.finished and outcome.state is not None:
         more = _weights(training.folder, outcome)
         folder.join_snapshots(training.folder)
         desk.saved = None  # the final weights take its place
     status = "completed" if outcome.finished else "interrupted"
     folder.write(training.folder, desk.account(status, outcome.step, outcome.summary, **more))
-    if outcome.finished and old is not None:
-        checkpoint.remove(training.folder, [old.path])
+    if outcome.finished:
+        _sweep(training.folder)
     seconds = desk.seconds()
     return Result(training.folder, outcome.finished, outcome.step, seconds, outcome.summary, desk.saved is not None)
+
+
+def _sweep(place: Path) -> None:
+    """Remove what was only for going on; also what attempts left half done, or unnamed, that were killed."""
+    pattern = re.compile(r"a\d+-s\d+\.pt|\..+\.(tmp|part)")
+    for found in (place, place / "checkpoints"):
+        for path in found.iterdir() if found.is_dir() else ():
+            if pattern.fullmatch(path.name):
+                with suppress(OSError):
+                    path.unlink()
 
 
 def _weights(place: Path, outcome: Outcome) -> dict[str, Any]:

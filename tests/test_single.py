@@ -208,7 +208,15 @@ def test_a_training_that_is_killed_goes_on_from_its_newest_checkpoint() -> None:
     assert again.state["step"] == 20
     with pytest.raises(SystemExit):  # before it has made one of its own
         single.run(again, CPU, Every(None, 10), single.Desk(again, CPU, killed))
+    for left in ("checkpoints/a1-s10.pt", "checkpoints/.a2-s22.pt.7.tmp", ".metadata.json.7.part"):
+        (training.folder / left).touch()  # as of a process that was killed between two of its files
+    mine = training.folder / "checkpoints" / "a_note.txt"
+    mine.touch()
+
     assert trained(single.go_on(training.folder)).finished
+    names = sorted(path.name for path in (training.folder / "checkpoints").iterdir())
+    assert names == ["a_note.txt", "best_model.pt", "final_model.pt"]
+    assert not list(training.folder.glob(".*"))
 
 
 def test_a_folder_in_which_a_process_trains_is_refused_to_a_second_one_and_left_as_it_is() -> None:
