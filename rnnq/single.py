@@ -84,6 +84,9 @@ def read(path: Path | None, family: str | None = None, changes: Sequence[str] = 
     if name is None:
         raise InputError(f"{path} does not say of which family it is", "family: NAME in it, or --family NAME")
     model = families.find_config(name)
+    if model.starts_from is not None:
+        hint = "`rnnq init` takes a stage of them, with start_from="
+        raise InputError(f"a run of {name} starts from one of {model.starts_from}, and there are none here", hint)
     fields = sweeps.seeded(sweeps.merge(fields, sweeps.nested(plan.parse_changes(changes, model), "--set")))
     config, problems = check_places(model, fields.plain())
     if config is None:

@@ -285,6 +285,18 @@ def test_the_seed_of_the_data_is_that_of_everything_where_no_other_is_given() ->
     assert single.read(None, "nested").config.seed == 0
 
 
+def test_a_probe_without_a_net_to_read_is_refused() -> None:
+    with pytest.raises(InputError, match="a run of fsm_probe starts from one of fsm, and there are none here"):
+        single.read(None, "fsm_probe")
+
+
+def test_the_parameters_are_those_that_the_family_counts() -> None:
+    subject = single.read(None, "fsm", ["model=solver", "states=2", "actions=2", "demos=2", "data_split=stream",
+                                        "n_train=8", "n_val=8", "n_test=8"])  # fmt: skip
+
+    assert metadata(trained(single.begin(subject, Path("runs"))).folder)["num_parameters"] == 0
+
+
 def test_a_field_with_dots_is_set_inside_its_section() -> None:
     found = single.read(config("family: nested\nmodel: {hidden_dim: 3}\n"), changes=["model.init_scale=1e-3"])
 
