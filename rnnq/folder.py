@@ -94,7 +94,7 @@ def metadata(run: Account) -> dict[str, Any]:
         "final_train_loss": final_loss(run.summary, run.primary),
         "final_val_loss": number(run.summary.get("val_loss")),
         "training_time_seconds": run.more.get("seconds"),
-        "num_parameters": run.more.get("parameters", run.summary.get("parameters")),
+        "num_parameters": run.summary.get("parameters", run.more.get("parameters")),
         "device": run.more.get("device"),
         "description": run.config.get("description"),
         "seed": run.config.get("seed"),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,11 @@ from rnnq.families.base import Family, Generator
 from rnnq.folder import Account
 from rnnq.runs import StageInfo
 from rnnq.train import Every, Outcome, Point
+
+try:
+    import fcntl
+except ImportError:  # Windows: two processes in one folder are not told apart there
+    fcntl = None  # type: ignore[assignment]
 
 Progress = Callable[[int, int | None], None]  # steps done, and of how many
 RECORDS = ("config.yaml", "metadata.json")
@@ -77,6 +84,9 @@ def read(path: Path | None, family: str | None = None, changes: Sequence[str] = 
     if name is None:
         raise InputError(f"{path} does not say of which family it is", "family: NAME in it, or --family NAME")
     model = families.find_config(name)
+    if model.starts_from is not None:
+        hint = "`rnnq init` takes a stage of them, with start_from="
+        raise InputError(f"a run of {name} starts from one of {model.starts_from}, and there are none here", hint)
     fields = sweeps.seeded(sweeps.merge(fields, sweeps.nested(plan.parse_changes(changes, model), "--set")))
     config, problems = check_places(model, fields.plain())
     if config is None:
@@ -130,6 +140,11 @@ def go_on(place: Path) -> Training:
     missing = [name for name in RECORDS if not (place / name).is_file()]
     if missing:
         raise InputError(f"--resume {place}: there is no {' and no '.join(missing)} there", "the folder of a training")
+    with _held(place):
+        return _left(place)
+
+
+def _left(place: Path) -> Training:
     try:
         known = json.loads((place / "metadata.json").read_text(encoding="utf-8"))
         status, saved = known["status"], known["checkpoint"]
@@ -146,6 +161,33 @@ def go_on(place: Path) -> Training:
     subject = read(place / "config.yaml")
     state = checkpoint.load(place, saved, subject.owner)
     return Training(subject, place, attempt + 1, seconds, saved, state, known.get("numerics"))
+
+
+@contextmanager
+def _held(place: Path) -> Iterator[None]:
+    """Keep a second process from training in a folder. Raises InputError where another does.
+
+    The lock lies on config.yaml, which nobody replaces, and goes with the process, however that ends. Where a file
+    system has no locks there is none.
+    """
+    with (place / "config.yaml").open("r+b") as file:
+        try:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{place}: another process trains there", "stop it first: it checkpoints") from error
+        except OSError:
+            pass
+        yield
+
+
+def _check_still_left(training: Training) -> None:
+    """Nobody went on with it since it was read. Raises InputError."""
+    if training.attempt == 1:
+        return
+    now = json.loads((training.folder / "metadata.json").read_text(encoding="utf-8"))["attempt"]
+    if now != training.attempt - 1:
+        raise InputError(f"--resume {training.folder}: another process went on with it just now, as attempt {now}")
 
 
 def difference(training: Training, device: torch.device) -> str | None:
@@ -242,8 +284,14 @@ class Desk:
 def run(training: Training, device: torch.device, every: Every, desk: Desk) -> Result:
     """Train to the end, or until the desk is told to stop; then the folder holds all that there is to tell.
 
-    An error is written down there, too, and raised.
+    An error is written down there, too, and raised. Raises InputError where another process trains in the folder.
     """
+    with _held(training.folder):
+        _check_still_left(training)
+        return _run(training, device, every, desk)
+
+
+def _run(training: Training, device: torch.device, every: Every, desk: Desk) -> Result:
     subject = training.subject
     desk.note("running", desk.step)
     found = families.find(subject.family)
@@ -264,17 +312,26 @@ def _close(training: Training, desk: Desk, outcome: Outcome, found: Family | Gen
     else:
         desk.points += outcome.points
     more: dict[str, Any] = {}
-    old = desk.saved
     if outcome.finished and outcome.state is not None:
         more = _weights(training.folder, outcome)
         folder.join_snapshots(training.folder)
         desk.saved = None  # the final weights take its place
     status = "completed" if outcome.finished else "interrupted"
     folder.write(training.folder, desk.account(status, outcome.step, outcome.summary, **more))
-    if outcome.finished and old is not None:
-        checkpoint.remove(training.folder, [old.path])
+    if outcome.finished:
+        _sweep(training.folder)
     seconds = desk.seconds()
     return Result(training.folder, outcome.finished, outcome.step, seconds, outcome.summary, desk.saved is not None)
+
+
+def _sweep(place: Path) -> None:
+    """Remove what was only for going on; also what attempts left half done, or unnamed, that were killed."""
+    pattern = re.compile(r"a\d+-s\d+\.pt|\..+\.(tmp|part)")
+    for found in (place, place / "checkpoints"):
+        for path in found.iterdir() if found.is_dir() else ():
+            if pattern.fullmatch(path.name):
+                with suppress(OSError):
+                    path.unlink()
 
 
 def _weights(place: Path, outcome: Outcome) -> dict[str, Any]:

@@ -326,13 +326,12 @@ class Member:
 
 def _run(training: Training, pace: Pace, shrink: Shrink) -> Iterator[tuple[Member, Outcome]]:
     yield from _keep_weights(training, [member for member in training.active if member.step == 0])
-    # lost before it could say that it was done
-    yield from training.close([m for m in training.active if m.is_at_end() or training.is_enough(m)])
+    yield from _close(training)  # one that was lost before it could say that it was done
     while training.active:
         for member, error in training.advance():
             yield training.end(member, error)
         yield from _keep_weights(training, training.active)  # before the checkpoint that a resumed run begins from
-        yield from training.close([m for m in training.active if m.is_at_end() or training.is_enough(m)])
+        yield from _close(training)
         yield from _hand_over(training, pace)
         size = shrink(len(training.active), training.size) if training.frozen else None
         if size is not None:
@@ -341,7 +340,19 @@ def _run(training: Training, pace: Pace, shrink: Shrink) -> Iterator[tuple[Membe
 
 def _keep_weights(training: Training, members: Sequence[Member]) -> Iterator[tuple[Member, Outcome]]:
     """The snapshots that are due. A member that diverged or is no longer ours ends."""
-    for member in [member for member in members if member.step in training.snapshots[member]]:
+    yield from _snapshots(training, [member for member in members if member.step in training.snapshots[member]])
+
+
+def _close(training: Training) -> Iterator[tuple[Member, Outcome]]:
+    """Members that are at their end. One that ends early has there the snapshot that its last step would have had."""
+    ending = [m for m in training.active if m.is_at_end() or training.is_enough(m)]
+    early = [m for m in ending if not m.is_at_end() and m.step not in training.snapshots[m]]
+    yield from _snapshots(training, [m for m in early if m.config.steps_total() in training.snapshots[m]])
+    yield from training.close([member for member in ending if member in training.active])
+
+
+def _snapshots(training: Training, members: Sequence[Member]) -> Iterator[tuple[Member, Outcome]]:
+    for member in members:
         try:
             member.desk.snapshot(member.step, training.snapshot(member))
         except (Diverged, LeaseLost) as error:

@@ -208,7 +208,37 @@ def test_a_training_that_is_killed_goes_on_from_its_newest_checkpoint() -> None:
     assert again.state["step"] == 20
     with pytest.raises(SystemExit):  # before it has made one of its own
         single.run(again, CPU, Every(None, 10), single.Desk(again, CPU, killed))
+    for left in ("checkpoints/a1-s10.pt", "checkpoints/.a2-s22.pt.7.tmp", ".metadata.json.7.part"):
+        (training.folder / left).touch()  # as of a process that was killed between two of its files
+    mine = training.folder / "checkpoints" / "a_note.txt"
+    mine.touch()
+
     assert trained(single.go_on(training.folder)).finished
+    names = sorted(path.name for path in (training.folder / "checkpoints").iterdir())
+    assert names == ["a_note.txt", "best_model.pt", "final_model.pt"]
+    assert not list(training.folder.glob(".*"))
+
+
+def test_a_folder_in_which_a_process_trains_is_refused_to_a_second_one_and_left_as_it_is() -> None:
+    first = trained(single.begin(single.read(config("family: line\n")), Path("runs")), stop_at=5)
+    running = single.go_on(first.folder)
+    late = single.go_on(first.folder)  # has read what the other one is about to go on from
+    refused: list[str] = []
+
+    def resume_elsewhere(step: int, budget: int | None) -> None:
+        if step == 20:
+            before = {path: path.read_bytes() for path in first.folder.rglob("*.*")}
+            again = [sys.executable, "-m", "rnnq", "train", "--resume", str(first.folder)]
+            found = subprocess.run(again, capture_output=True, text=True, timeout=120)
+            refused.append(f"{found.returncode} {found.stderr}")
+            assert {path: path.read_bytes() for path in first.folder.rglob("*.*")} == before
+
+    result = single.run(running, CPU, Every(None, None), single.Desk(running, CPU, resume_elsewhere))
+
+    assert result.finished
+    assert refused[0].startswith(f"2 error: {first.folder}: another process trains there")
+    with pytest.raises(InputError, match="another process went on with it just now, as attempt 2"):
+        trained(late)
 
 
 def test_a_training_that_diverges_says_so_in_its_folder() -> None:
@@ -253,6 +283,18 @@ def test_the_seed_of_the_data_is_that_of_everything_where_no_other_is_given() ->
     assert single.read(seeded, changes=["seed=1"]).config.seed == 1
     assert single.read(seeded, changes=["data.seed=9"]).config.seed == 9
     assert single.read(None, "nested").config.seed == 0
+
+
+def test_a_probe_without_a_net_to_read_is_refused() -> None:
+    with pytest.raises(InputError, match="a run of fsm_probe starts from one of fsm, and there are none here"):
+        single.read(None, "fsm_probe")
+
+
+def test_the_parameters_are_those_that_the_family_counts() -> None:
+    subject = single.read(None, "fsm", ["model=solver", "states=2", "actions=2", "demos=2", "data_split=stream",
+                                        "n_train=8", "n_val=8", "n_test=8"])  # fmt: skip
+
+    assert metadata(trained(single.begin(subject, Path("runs"))).folder)["num_parameters"] == 0
 
 
 def test_a_field_with_dots_is_set_inside_its_section() -> None:
@@ -365,3 +407,17 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path, cli: C
     assert known["status"] == "interrupted"
     assert known["checkpoint"]["step"] == known["final_step"] >= 20
     assert str(known["final_step"]) in out
+
+
+def test_the_echo_of_a_signal_and_a_schedulers_warning_let_the_step_end_and_a_second_signal_does_not() -> None:
+    desk = single.Desk(single.begin(single.read(config("family: line\n")), Path("runs")), CPU, lambda *_: None)
+
+    with command._stoppable(desk):
+        signal.raise_signal(signal.SIGUSR1)
+        assert desk.stop
+        signal.raise_signal(signal.SIGTERM)  # `timeout` sends it to its child, and again to the group of its child
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGUSR1)  # while what was trained is being drawn
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)

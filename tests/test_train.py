@@ -704,3 +704,26 @@ def test_weights_that_are_no_numbers_are_not_kept_and_end_the_run() -> None:
     with pytest.raises(Diverged, match="not finite at step 12"):
         run(Bursting(), PhotoConfig(log_every=100), desk)
     assert [step for step, _ in desk.kept] == [0, 6]
+
+
+class Content(Photo):
+    """Has enough at its second point."""
+
+    def is_enough(self, config: Any, curve: Any) -> bool:
+        return sum(name == "loss" for name, _, _ in curve) > 1
+
+
+def test_a_run_that_ends_early_keeps_the_weights_of_its_end_where_it_was_to_keep_those_of_its_last_step() -> None:
+    desks, lost = [Desk() for _ in range(3)], Desk(lost_at=10)
+    configs = [PhotoConfig(every=every, log_every=5) for every in (4, 6, 5)]  # the last step is 20
+    members = [Member(config, desk, 20) for config, desk in zip(configs, desks, strict=True)]
+    ended = dict(train.together(Content(), members, CPU, NEVER))
+
+    assert [[step for step, _ in desk.kept] for desk in desks] == [[0, 4, 8, 10], [0, 6], [0, 5, 10]]
+    assert all(outcome.finished and outcome.step == 10 for outcome in ended.values())
+    assert ended[members[0]].state is not None
+    assert desks[0].kept[-1][1] == ended[members[0]].state["members"]["params"]["w"].flatten().tolist()
+
+    lost.record = lambda step, points: None  # type: ignore[method-assign]
+    [outcome] = dict(train.together(Content(), [Member(configs[0], lost, 20)], CPU, NEVER)).values()
+    assert isinstance(outcome.error, LeaseLost)

@@ -120,6 +120,27 @@ def test_seeds_vary_the_run_and_leave_the_template_unless_it_is_to_vary(planned:
     assert {(config["data"]["seed"], config["data"]["vary_template"]) for config in varied} == {(5, True)}
 
 
+def test_an_experiment_may_keep_its_template_where_the_others_vary_theirs(planned: Planned) -> None:
+    stage = planned(
+        """
+        family: nested
+        base_config: base.yaml
+        n_seeds: 2
+        vary_template: true
+        global_overrides: {data: {p: 7}}
+        experiments: [{name: a}, {name: b, overrides: {data: {vary_template: false}}}]
+        """
+    )
+
+    found = [(config["seed"], config["data"]["p"], config["data"]["vary_template"]) for config in configs(stage)]
+    assert found == [(0, 7, True), (1, 7, True), (0, 7, False), (1, 7, False)]
+
+
+def test_a_seed_that_n_seeds_would_silently_replace_is_refused(planned: Planned) -> None:
+    with pytest.raises(InputError, match="global_overrides sets seed, and so does n_seeds"):
+        planned("family: nested\nn_seeds: 2\nglobal_overrides: {seed: 3}\nexperiments: [{name: a}]\n")
+
+
 def test_without_n_seeds_there_is_one_run_of_each_with_the_seed_of_the_base(planned: Planned) -> None:
     stage = planned("family: nested\nbase_config: {seed: 7}\nexperiments: [{name: a}]\n")
 

@@ -7,10 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rnnq import processes
 from rnnq.cli import output
 from rnnq.cli.options import Device, Format, Rows
 from rnnq.errors import InputError
@@ -111,19 +113,19 @@ def _progress() -> Iterator[Callable[[int, int | None], None]]:
 
 @contextmanager
 def _stoppable(desk: Desk) -> Iterator[None]:
-    """The first SIGINT or SIGTERM ends the training after its step; the second ends the program at once."""
+    """The first signal, or SLURM's warning, ends the training after its step; a second one ends the program at once."""
+    asked = processes.Asked()
 
-    def stop(*_: Any) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if asked.is_at_once(number):
+            raise KeyboardInterrupt
         desk.stop = True
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in processes.HEARD}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        processes.restore(before, desk.stop)
 
 
 @contextmanager

@@ -114,8 +114,10 @@ class _Reader:
         """The whole file. Raises InputError."""
         self._check_keys()
         family, base = self._base()
-        overall = self._mapping("global_overrides")
+        overall = merge(self._mapping("global_overrides"), self._varied())
         seeds, experiments = self._seeds(), list(self._experiments())
+        if self._get("n_seeds") is not None and "seed" in overall.value:
+            self._note(overall.value["seed"], "global_overrides sets seed, and so does n_seeds")
         if not self.problems and len(experiments) * len(seeds) > LARGEST:
             self._note(self.top, f"{len(experiments):,} experiments times {len(seeds):,} seeds: at most {LARGEST:,}")
         if self.problems:
@@ -184,18 +186,21 @@ class _Reader:
             return nothing
         return _nested(base, self.problems)
 
+    def _varied(self) -> Node:
+        """What `vary_template` sets for all experiments that do not say otherwise."""
+        vary = self._get("vary_template")
+        found = {} if vary is None else {"data": Node({"vary_template": vary}, vary.file, vary.line)}
+        return Node(found, self.top.file, self.top.line)
+
     def _seeds(self) -> list[Node]:
-        """For each seed what it sets: the run's own, and with vary_template that the template has it, too."""
-        node, vary = self._get("n_seeds"), self._get("vary_template")
+        """For each seed what it sets."""
+        node = self._get("n_seeds")
         if node is not None and not 1 <= node.value <= LARGEST:
             self._note(node, f"n_seeds={node.value}: at least 1, and at most {LARGEST:,}")
             return []
-        also = {} if vary is None else {"data": Node({"vary_template": vary}, vary.file, vary.line)}
         if node is None:  # a seed that the base names is kept
-            return [Node(also, self.top.file, self.top.line)]
-        return [
-            Node({"seed": Node(seed, node.file, node.line), **also}, node.file, node.line) for seed in range(node.value)
-        ]
+            return [Node({}, self.top.file, self.top.line)]
+        return [Node({"seed": Node(seed, node.file, node.line)}, node.file, node.line) for seed in range(node.value)]
 
     def _experiments(self) -> Iterator[tuple[str, Node]]:
         """Names and overrides. A grid wins over a list."""

@@ -231,8 +231,11 @@ class Groups(Family):
             return losses, {}
         total, batches = state.carried["epoch.sum"], state.carried["epoch.batches"]
         if any(batch.fresh):
-            keep = torch.tensor([not fresh for fresh in batch.fresh], device=total.device)
-            total, batches = torch.where(keep, total, 0.0), torch.where(keep, batches, 0.0)
+            keep = torch.tensor([not fresh for fresh in batch.fresh])
+            if total.is_cuda:  # neither this copy nor a plain 0.0 in `where` may make the step wait for the device
+                keep = keep.pin_memory().to(total.device, non_blocking=True)
+            nothing = torch.zeros_like(total)
+            total, batches = torch.where(keep, total, nothing), torch.where(keep, batches, nothing)
         total, batches = total + losses, batches + 1
         return total / batches, {"epoch.sum": total, "epoch.batches": batches}
 
