@@ -33,9 +33,9 @@ from rnnq.families.groups.shown import (
     groups_of,
     heading,
     means_of,
-    plain,
     short,
     words_of,
+    wrapped,
 )
 
 CURVES = ("loss",)
@@ -129,7 +129,7 @@ def _draw_losses(axes: Axes, group: Group, points: DataFrame, means: DataFrame) 
     bottom, top = _range(group, points)
     axes.set_ylim(bottom, top)
     axes.set_xlabel("optimiser step")
-    axes.set_title(plain(f"{group.name} ({group.counted})"))
+    axes.set_title(wrapped(f"{group.name} ({group.counted})"), fontsize=9.5)
 
 
 def _range(group: Group, points: DataFrame) -> tuple[float, float]:
@@ -242,7 +242,7 @@ def _powers(groups: Sequence[Group], table: DataFrame, remarks: Sequence[str], s
         own = table[table["group"] == group.name]
         over_time = own.groupby("run")["step"].nunique().max() > 2
         (_draw_over_time if over_time else _draw_spectrum)(axes, group, own)
-        axes.set_title(plain(f"{group.name} ({group.counted})"))
+        axes.set_title(wrapped(f"{group.name} ({group.counted})"), fontsize=9.5)
         numbers += [means_of(part, "power").assign(group=group.name, mode=mode) for mode, part in own.groupby("mode")]
     grid[0].set_ylabel("mean power of the outputs (sum of squares)")
     handles = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,6 +202,12 @@ def means_of(points: DataFrame, value: str) -> DataFrame:
 def plain(text: str, width: int = 48) -> str:
     """Text for a figure: a dollar sign opens no formula, and a long one is cut."""
     return (text if len(text) <= width else text[: width - 1].rstrip() + "…").replace("$", r"\$")
+
+
+def wrapped(text: str, width: int = 44) -> str:
+    """The same in two lines where one is too short."""
+    lines = textwrap.wrap(text, width) or [""]
+    return "\n".join([plain(lines[0], width), *([plain(" ".join(lines[1:]), width)] if lines[1:] else [])])
 
 
 def grid_of(n: int, width: float, height: float) -> tuple[Figure, list[Axes]]:

@@ -20,7 +20,7 @@ from rnnq.errors import CheckpointError
 from rnnq.families.groups import groups as algebra
 from rnnq.families.groups import model, nets, theory, tuples
 from rnnq.families.groups.config import GroupsConfig
-from rnnq.families.groups.shown import COLOURS, DARK, GREY, REST, Group, Save, Weights, heading, plain
+from rnnq.families.groups.shown import COLOURS, DARK, GREY, REST, Group, Save, Weights, heading, plain, wrapped
 
 MOST = 3  # groups that are shown
 SHOWN = 3  # tuples
@@ -136,7 +136,7 @@ def _draw_counts(axes: Axes, group: Group, each: Sequence[Tuned]) -> None:
     axes.set_xticks(places, [names[i] for i in shown], rotation=25 if len(shown) > 4 else 0)
     axes.set_ylabel("neurons")
     axes.grid(False, axis="x")
-    axes.set_title(plain(f"{group.name} (n = {len(each)}): by strongest mode", 50))
+    axes.set_title(wrapped(f"{group.name} (n = {len(each)}): neurons by strongest mode", 52), fontsize=9)
 
 
 def _draw_phases(axes: Axes, group: Group, found: Tuned) -> None:
@@ -187,14 +187,15 @@ def _checkpoints(group: Group, weights: Weights) -> list[int]:
 
 def _mixing(groups: Sequence[Group], weights: Weights, last: Mapping[int, Any], save: Save) -> list[Path]:
     columns = max(len(_checkpoints(group, weights)) for group in groups)
-    figure = Figure(figsize=(2.5 * columns + 1.6, 3.1 * len(groups) + 0.7), layout="constrained")
+    figure = Figure(figsize=(2.3 * columns + 1.6, 2.5 * len(groups) + 0.5), layout="constrained")
     grid = figure.subplots(len(groups), columns, squeeze=False)
     numbers = []
     for row, group in zip(grid, groups, strict=True):
         found = tuned(group, group.config, last[group.runs[0]])
         order = ordered(group, found)
         images = _matrices(group, weights, order)
-        top = max(float(np.abs(image).max()) for image in images.values()) or 1.0
+        # a few large weights, such as those of the smallest modes, would leave all others white
+        top = 2 * max(float(np.quantile(np.abs(image), 0.95)) for image in images.values()) or 1.0
         for axes, (step, image) in zip(row, images.items(), strict=False):
             drawn = axes.imshow(image, cmap="RdBu_r", vmin=-top, vmax=top, interpolation="nearest")
             _separate(axes, group, found, named=axes is row[0])
@@ -202,8 +203,8 @@ def _mixing(groups: Sequence[Group], weights: Weights, last: Mapping[int, Any], 
             axes.set_xlabel("neuron that is read", fontsize=8)
         for axes in row[len(images) :]:
             axes.remove()
-        row[0].set_ylabel(plain(group.name, 30) + f", run {group.runs[0]}\nneuron that receives", fontsize=8)
-        figure.colorbar(drawn, ax=row[: len(images)].tolist(), shrink=0.8, pad=0.01, label="weight")
+        row[0].set_ylabel(f"{wrapped(group.name, 26)}\nrun {group.runs[0]}: neuron that receives", fontsize=8)
+        figure.colorbar(drawn, ax=row[: len(images)].tolist(), shrink=0.8, pad=0.01, label="weight", extend="both")
         numbers.append(_mixing_numbers(group, images, found, order))
     heading(figure, "W_mix: neurons by strongest mode (the template's strongest first), then by phase", [])
     return save(figure, "mixing", pd.concat(numbers))
@@ -274,7 +275,8 @@ def _predictions(groups: Sequence[Group], last: Mapping[int, Any], remarks: Sequ
     for name, chosen_groups, figure_of in (("predictions", flat, _lines), ("predictions_2d", square, _images)):
         if chosen_groups:
             figure, numbers = figure_of(chosen_groups, last)
-            heading(figure, "what the net answers, and the truth, for a few tuples", remarks)
+            unseen = ["the tuples are held out from training"] * all(bool(g.data.held_out) for g in chosen_groups)
+            heading(figure, "what the net answers, and the truth, for a few tuples", [*remarks, *unseen])
             written += save(figure, name, numbers)
     return written
 
@@ -307,7 +309,7 @@ def _lines(groups: Sequence[Group], last: Mapping[int, Any]) -> tuple[Figure, Da
             axes.set_title(_tuple_words(group, elements[place]), fontsize=9)
         for axes in row[len(truth) :]:
             axes.remove()
-        row[0].set_ylabel(plain(group.name, 30) + f" (n = {len(found)})\noutput")
+        row[0].set_ylabel(wrapped(f"{group.name} (n = {len(found)})", 26) + "\noutput", fontsize=8)
         numbers.append(_answer_numbers(group, last, found, truth, elements))
     handles = [
         Line2D([], [], color=GREY, linewidth=3, alpha=0.6, label="truth: the template, moved"),
@@ -339,7 +341,7 @@ def _draw_line(axes: Axes, group: Group, found: np.ndarray, truth: np.ndarray) -
 
 
 def _images(groups: Sequence[Group], last: Mapping[int, Any]) -> tuple[Figure, DataFrame]:
-    """Of the best run of each group: for each tuple the truth, the answer, and ten times their difference."""
+    """Of the best run of each group: for each tuple the truth, the answer, and their difference."""
     figure = Figure(figsize=(3 * SHOWN + 1.5, 6.6 * len(groups) + 0.6), layout="constrained")
     grid = figure.subplots(3 * len(groups), SHOWN, squeeze=False)
     numbers = []
@@ -361,7 +363,7 @@ def _images(groups: Sequence[Group], last: Mapping[int, Any]) -> tuple[Figure, D
             row[0].set_ylabel(words)
             figure.colorbar(drawn, ax=row[: len(truth)].tolist(), pad=0.01, shrink=0.9, label="output")
         for axes, place in zip(own[0], range(len(truth)), strict=False):
-            name = f"{plain(group.name, 28)}, run {group.runs[0]}\n" if place == 0 else "\n"
+            name = f"{wrapped(group.name, 30)}, run {group.runs[0]}\n" if place == 0 else "\n"
             axes.set_title(name + _tuple_words(group, elements[place]), fontsize=8.5)
         numbers.append(_answer_numbers(group, last, found, truth, elements))
     return figure, pd.concat(numbers)
