@@ -108,7 +108,8 @@ def _plateaus(groups: Sequence[Group], points: DataFrame, remarks: Sequence[str]
     figure.legend(handles=_loss_handles(), loc="outside lower center", ncols=4)
     heading(figure, "training loss, and the plateaus that the template's spectrum predicts", remarks)
     columns = ["group", "what", "run", "seed", "step", "value", "n", "mean", "std", "mode"]
-    return save(figure, "plateaus", pd.concat(numbers).reindex(columns=columns).astype({"step": "Int64"}))
+    whole = dict.fromkeys(("run", "seed", "step", "n"), "Int64")
+    return save(figure, "plateaus", pd.concat(numbers).reindex(columns=columns).astype(whole))
 
 
 def _draw_losses(axes: Axes, group: Group, points: DataFrame, means: DataFrame) -> None:
@@ -228,9 +229,12 @@ def thinned(steps: Sequence[int], most: int = SNAPSHOTS) -> list[int]:
     """At most so many of the steps, the first and the last among them, and more of the early ones."""
     if len(steps) <= most:
         return list(steps)
-    places = np.geomspace(1, len(steps), 4 * most).round().astype(int) - 1
-    distinct = np.unique(places)
-    chosen = distinct[np.unique(np.linspace(0, len(distinct) - 1, most).round().astype(int))]
+    chosen = np.array([0, len(steps) - 1])
+    for n in range(most, 20 * most):  # the first places of many coincide
+        places = np.unique(np.geomspace(1, len(steps), n).round().astype(int) - 1)
+        if len(places) > most:
+            break
+        chosen = places
     return [steps[place] for place in chosen]
 
 
@@ -253,7 +257,7 @@ def _powers(groups: Sequence[Group], table: DataFrame, remarks: Sequence[str], s
     heading(figure, "power of each mode in what the net answers", remarks)
     both = pd.concat([table.assign(what="run"), pd.concat(numbers).assign(what="mean")])
     columns = ["group", "mode", "what", "run", "seed", "step", "power", "template", "n", "mean", "std"]
-    return save(figure, "power", both.reindex(columns=columns))
+    return save(figure, "power", both.reindex(columns=columns).astype({"run": "Int64", "seed": "Int64", "n": "Int64"}))
 
 
 def _draw_over_time(axes: Axes, group: Group, own: DataFrame) -> None:
