@@ -9,8 +9,8 @@ descent by neurons, a fresh batch for each step; with `validation` also the loss
 programs do that this family replaces. Both sides have one thread, and clip the gradient.
 
 The sweep is 2 widths x 2 seeds x 1,000 steps. The script does it as those programs do: one process, one run after the
-other, each with validation, snapshots, histories and figures of its own. Ours is `rnnq init`, `rnnq worker --drain` into
-a new database, which must also find out how many runs it packs, and `rnnq examine`.
+other, each with validation, snapshots, histories and figures of its own. Ours is `rnnq init`, `rnnq worker --drain`
+into a new database, which must also find out how many runs it packs, and `rnnq examine`.
 """
 
 from __future__ import annotations
