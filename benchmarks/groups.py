@@ -1,27 +1,38 @@
 """How fast the family `groups` trains, against an ordinary script for the same nets.
 
     python benchmarks/groups.py speed [WORK ...]    # steps per CPU second, side by side, medians of rounds
+    python benchmarks/groups.py sweep               # a whole sweep, from the first import to the last figure, in turns
     python benchmarks/groups.py --check             # the script and the family, given one start, follow one curve
 
 The script is what a researcher writes: a torch module, autograd, torch's own Adam or a loop over the weights for the
 descent by neurons, a fresh batch for each step; with `validation` also the loss of a second batch after each, as the
 programs do that this family replaces. Both sides have one thread, and clip the gradient.
+
+The sweep is 2 widths x 2 seeds x 1,000 steps. The script does it as those programs do: one process, one run after the
+other, each with validation, snapshots, histories and figures of its own. Ours is `rnnq init`, `rnnq worker --drain`
+into a new database, which must also find out how many runs it packs, and `rnnq examine`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rnnq.config import parse
-from rnnq.families.groups import nets, templates, tuples
+from rnnq.families.groups import nets, templates, theory, tuples
 from rnnq.families.groups.config import GroupsConfig
 from rnnq.families.groups.model import Groups
 from rnnq.pack import _Idle
@@ -197,14 +208,115 @@ def check(work: str, steps: int = 150) -> float:
     return worst
 
 
+# -------------------------------------------------------------------------------------------------- a whole sweep
+
+SWEEP = """
+base_config: base.yaml
+n_seeds: 2
+experiments:
+  - {name: hidden_32, overrides: {model: {hidden_dim: 32}}}
+  - {name: hidden_64, overrides: {model: {hidden_dim: 64}}}
+"""
+BASE = """
+data: {p: 10, k: 3, template_type: fourier, n_freqs: 3, batch_size: 256}
+training: {num_steps: 1000, verbose_interval: 10, save_param_interval: 100}
+"""
+SWEEP_GOAL = 3.0  # times
+
+
+def ordinary_sweep(folder: Path) -> None:
+    """What a researcher's program does: each run trained, stored and drawn, one after the other."""
+    for width in (32, 64):
+        for seed in (0, 1):
+            model = {"hidden_dim": width}
+            config = parse(GroupsConfig, WORKS["rnn"] | {"seed": seed, "model": model, "training": {"num_steps": 1000}})
+            assert isinstance(config, GroupsConfig)
+            place = folder / f"hidden_{width}" / f"seed_{seed}"
+            place.mkdir(parents=True)
+            script = Script(config, validation=True)
+            losses, history = [], []
+            for step in range(1000):
+                losses.append(script.step().item())
+                if step % 100 == 0 or step == 999:
+                    history.append({name: w.detach().clone() for name, w in script.net.weights.items()})
+            np.save(place / "train_loss_history.npy", np.array(losses))
+            torch.save(history, place / "param_history.pt")
+            torch.save(script.net.state_dict(), place / "final_model.pt")
+            ordinary_figures(place, script, losses, history)
+
+
+def ordinary_figures(place: Path, script: Script, losses: list[float], history: list[Any]) -> None:
+    """The loss with its plateaus, power over training, predictions, W_mix: four files a run, as the programs draw."""
+    from matplotlib import pyplot
+
+    levels = theory.levels(script.config.data, templates.draw(script.config))
+    power = []
+    for weights in history:
+        script.net.load_state_dict({f"weights.{name}": w for name, w in weights.items()})
+        with torch.no_grad():
+            x, y = script.batch()
+            found = script.net(x)
+        power.append(theory.mean_output_power(script.config.data, found.numpy()))
+    figures: dict[str, Callable[[Any], Any]] = {
+        "loss": lambda axes: [axes.loglog(losses), *(axes.axhline(level, ls="--") for level in levels[:-1])],
+        "power": lambda axes: axes.plot(np.array(power)),
+        "predictions": lambda axes: [axes.plot(found[0]), axes.plot(y[0])],
+        "wmix": lambda axes: axes.imshow(history[-1]["W_mix"]),
+    }
+    for name, draw in figures.items():
+        figure, axes = pyplot.subplots()
+        draw(axes)
+        figure.savefig(place / f"{name}.pdf")
+        pyplot.close(figure)
+
+
+def took(*commands: list[str], folder: Path) -> tuple[float, float]:
+    """Wall and CPU seconds of some commands, one after the other, from their start to their end."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "MPLBACKEND": "agg"}
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    for words in commands:
+        subprocess.run(words, cwd=folder, env=environment, check=True, capture_output=True)
+    after, ended = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    return ended - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def sweep(rounds: int) -> bool:
+    """Print both sides' seconds in turn, and the ratio; whether the goal is met."""
+    rnnq = [sys.executable, "-m", "rnnq"]
+    ratios: list[tuple[float, float]] = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            (folder / "base.yaml").write_text(BASE)
+            (folder / "sweep.yaml").write_text(SWEEP)
+            script = took([sys.executable, str(Path(__file__).resolve()), "script", place], folder=folder)
+            train = took([*rnnq, "init", "sweep.yaml"], [*rnnq, "worker", "--drain"], folder=folder)
+            draw = took([*rnnq, "examine"], folder=folder)
+        ours = train[0] + draw[0], train[1] + draw[1]
+        ratios.append((script[0] / ours[0], script[1] / ours[1]))
+        print(f"script {script[0]:.1f} s (CPU {script[1]:.1f}); ours {ours[0]:.1f} s (CPU {ours[1]:.1f}), "
+              f"of which init and worker {train[0]:.1f} s (CPU {train[1]:.1f}), examine {draw[0]:.1f} s "
+              f"(CPU {draw[1]:.1f}); load {os.getloadavg()[0]:.1f}", flush=True)  # fmt: skip
+    wall, cpu = (statistics.median(each) for each in zip(*ratios, strict=True))
+    print(f"script / ours, medians: {wall:.2f} by the clock, {cpu:.2f} by CPU time; goal {SWEEP_GOAL}")
+    return cpu >= SWEEP_GOAL
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["speed"])
-    parser.add_argument("works", nargs="*", choices=[*WORKS, []], help="by default all")
+    parser.add_argument("what", nargs="?", choices=["speed", "sweep", "script"])
+    parser.add_argument("works", nargs="*", help=f"of speed: {', '.join(WORKS)}; by default all. Of script: its folder")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     words = parser.parse_args()
     torch.set_num_threads(1)
+    if words.what == "script":
+        ordinary_sweep(Path(words.works[0]) / "script")
+        return 0
+    if words.what == "sweep":
+        return 0 if sweep(words.rounds) else 1
+    if wrong := [work for work in words.works if work not in WORKS]:
+        parser.error(f"there is no work {', '.join(wrong)}; there are {', '.join(WORKS)}")
     if words.check:
         found = {work: check(work) for work in WORKS}
         print("\n".join(f"{work}: {worst:.1e}" for work, worst in found.items()))

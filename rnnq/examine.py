@@ -154,7 +154,8 @@ def draw(
     `on_figure` hears the name of each figure before it is drawn. A family that has figures of its own has a module
     with `draw(runs, curves, save)`, `drawn(runs)` and CURVES (the runs and metrics whose curves it draws), and what
     its metrics are called: WORDS for a run's, CURVE_WORDS while it trains. With `draw_lineage(links, runs, curves,
-    save)` it draws what runs that start from each other's weights did one after the other.
+    save)` it draws what runs that start from each other's weights did one after the other, with `draw_weights(runs,
+    weights, save)` what the weights of runs say (`weights` as weights.OfStage).
     """
     module = None if found.info.family_in_source else families.find_figures(found.info.family)
     save = canvas.saver(folder, how.formats)
@@ -170,6 +171,8 @@ def draw(
             written += module.draw(found.frame, own, save)
             if hasattr(module, "draw_lineage"):
                 written += _draw_lineage(engine, found, module, save)
+            if hasattr(module, "draw_weights"):
+                written += _draw_weights(engine, found, module, save)
     return written
 
 
@@ -204,6 +207,13 @@ def _draw_lineage(engine: Engine, found: Examined, module: Any, save: Save) -> l
         rows.append(every[every["id"].isin(ids)])
         points.append(frame.curves_frame(engine, stage, module.CURVES, [int(run) for run in rows[-1]["id"]]))
     return list(module.draw_lineage(DataFrame(links), concat(rows), concat(points), save))
+
+
+def _draw_weights(engine: Engine, found: Examined, module: Any, save: Save) -> list[Path]:
+    """What a family draws of weights: it alone needs torch."""
+    from rnnq import weights
+
+    return list(module.draw_weights(found.frame, weights.OfStage(engine, found.rows), save))
 
 
 def _regression(found: Examined, words: Mapping[str, str], filtered: bool) -> Drawn:

@@ -240,6 +240,14 @@ def _all(connection: Connection, sql: str, run: int) -> list[dict[str, Any]]:
     return [_parsed(row) for row in connection.execute(text(sql), {"run": run})]
 
 
+def snapshots(engine: Engine, run: int) -> list[dict[str, Any]]:
+    """The files of a run's snapshots, by step: path, step, sha256, bytes."""
+    sql = """SELECT path, step, sha256, bytes FROM artifacts
+             WHERE run_id = :run AND kind = 'snapshot' ORDER BY step"""
+    with db.reading(engine) as connection:
+        return _all(connection, sql, run)
+
+
 def ancestry(engine: Engine, stage: str) -> list[dict[str, Any]]:
     """Which runs those of a stage went on from, and these from, back to the first: oldest last.
 

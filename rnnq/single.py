@@ -353,7 +353,7 @@ def draw(result: Result, subject: Subject, formats: Sequence[str]) -> list[Path]
     """The curves, and the family's own figures, into figures/. Raises InputError where they cannot be written."""
     from pandas import DataFrame
 
-    from rnnq import frame
+    from rnnq import frame, weights
     from rnnq.figures import canvas, curves
     from rnnq.figures.subject import NO_WORDS, Examined
 
@@ -372,6 +372,8 @@ def draw(result: Result, subject: Subject, formats: Sequence[str]) -> list[Path]
         if module is not None:
             wanted = recorded[recorded["name"].isin(module.CURVES)].reset_index(drop=True)
             written += module.draw(rows, wanted, save)
+            if hasattr(module, "draw_weights"):
+                written += module.draw_weights(rows, weights.OfFolder(result.folder, result.step), save)
     return written
 
 

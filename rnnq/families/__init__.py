@@ -28,6 +28,7 @@ FIGURES = {
     "dynamics": "rnnq.families.dynamics.figures",
     "fsm": "rnnq.families.fsm.figures",
     "fsm_probe": "rnnq.families.fsm.probe_figures",
+    "groups": "rnnq.families.groups.figures",
 }
 
 
