@@ -30,7 +30,7 @@ MODELS = {
 }
 EPOCHS = {
     "lstm_5s5a": 16, "vanilla_rnn_5s5a": 6, "small_lstm_5s5a": 10, "small_vanilla_5s5a": 6, "deep_rnn_5s5a": 6,
-    "transformer_5s5a": 8, "lstm_5s8a": 16, "small_lstm_5s8a": 16, "lstm_8s8a": 14,
+    "transformer_5s5a": 5, "lstm_5s8a": 16, "small_lstm_5s8a": 16, "lstm_8s8a": 14,
     "linear_probe_large_lstm": 16, "linear_probe_small_lstm": 16, "linear_probe_large_lstm_5s8a": 16,
     "linear_probe_small_lstm_5s8a": 16, "small_lstm_curriculum_stage1": 10, "small_lstm_curriculum_stage2": 10,
     "small_lstm_curriculum_stage3": 10, "lstm_curriculum_5s5a_to_5s8a": 10, "lstm_curriculum_5s8a_to_8s8a": 10,

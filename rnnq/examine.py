@@ -14,6 +14,7 @@ from pandas import DataFrame, concat
 from sqlalchemy import Engine
 
 from rnnq import families, frame, ranking, runs
+from rnnq.errors import InputError, nearest
 from rnnq.figures import bars, canvas, cost, curves, groups, influence, regression
 from rnnq.figures.canvas import Save, Scale
 from rnnq.figures.curves import Drawn
@@ -174,6 +175,58 @@ def draw(
             if hasattr(module, "draw_weights"):
                 written += _draw_weights(engine, found, module, save)
     return written
+
+
+def across(engine: Engine, by: str | None = None, spread: Spread = Spread.std) -> list[Examined]:
+    """Every stage that has finished runs, ranked by its own primary metric, or by one that it has.
+
+    Raises InputError for a metric that no stage has.
+    """
+    infos = runs.stage_infos(engine)
+    known = {str(metric["name"]) for info in infos.values() for metric in info.metrics} | {"loss"}
+    if by is not None and by not in known:
+        raise InputError(f"no stage has a metric {by!r}", nearest(by, known))
+    has_it = [n for n, info in infos.items() if by in (None, "loss", *(str(m["name"]) for m in info.metrics))]
+    found = [examine(engine, name, None, by, spread) for name in has_it]
+    return [one for one in found if one.finished]
+
+
+def draw_across(
+    engine: Engine, found: Sequence[Examined], folder: Path, how: Drawing = Drawing()
+) -> tuple[list[Path], list[str]]:
+    """What each built-in family draws of all its stages together, in a folder of its name; and the families that have
+    nothing of their own to draw. Raises InputError for a folder that cannot be written.
+    """
+    families_of = dict.fromkeys(one.info.family for one in found if not one.info.family_in_source)
+    written: list[Path] = []
+    silent = []
+    for family in families_of:
+        module = families.find_figures(family)
+        own = [one for one in found if one.info.family == family]
+        made = [] if module is None else _draw_family(engine, module, own, canvas.saver(folder / family, how.formats))
+        written += made
+        silent += [] if made else [family]
+    return written, silent
+
+
+def _draw_family(engine: Engine, module: Any, found: Sequence[Examined], save: Save) -> list[Path]:
+    points = [frame.curves_frame(engine, one.info.name, module.CURVES, module.drawn(one.frame)) for one in found]
+    with canvas.style():
+        return list(module.draw(concat([one.frame for one in found], ignore_index=True), concat(points), save))
+
+
+def across_table(found: Sequence[Examined]) -> list[dict[str, Any]]:
+    """The groups of many stages, each with its place in its own: stage, label, metric, mean, std, n, of."""
+    rows = []
+    for one in found:
+        half = {} if one.spread is Spread.std else {one.spread.value: one.half}
+        for group in one.chosen_groups:
+            numbers = {"mean": group.mean, "std": group.std, **{name: value(group) for name, value in half.items()}}
+            rows.append(
+                {"stage": one.info.name, "label": group.label, "metric": one.name, **numbers}
+                | {"n": group.n, "of": group.of, "mean ± " + one.spread.value + " (n)": one.counted(group)}
+            )
+    return rows
 
 
 def _figures(

@@ -1383,9 +1383,13 @@ _ANCESTOR = """SELECT runs.id, runs.stage, runs.family, runs.config, runs.finger
                       runs.checkpoint_best, runs.state FROM runs"""
 
 
+# one that was done once and is trained further has the files of that end until it comes to another one
+_HAS_ENDED = "runs.summary IS NOT NULL"
+
+
 def _chosen_before(connection: Connection, claim: Claim) -> Any:
     sql = f"""{_ANCESTOR} JOIN lineage ON lineage.parent = runs.id
-              WHERE lineage.child = :child AND lineage.kind IN ('continue', 'probe') AND runs.state = 'done'"""
+              WHERE lineage.child = :child AND lineage.kind IN ('continue', 'probe') AND {_HAS_ENDED}"""
     row = connection.execute(text(sql), {"child": claim.run}).first()
     sql = "SELECT detail FROM lineage WHERE child = :child AND kind IN ('continue', 'probe')"
     detail = _load(connection.execute(text(sql), {"child": claim.run}).scalar())
@@ -1402,7 +1406,7 @@ def _choose(connection: Connection, claim: Claim) -> Any:
     metrics = _load(connection.execute(text("SELECT metrics FROM stages WHERE name = :s"), {"s": stage}).scalar()) or []
     better = next((metric["better"] for metric in metrics if metric["primary"]), "min")
     sql = f"""{_ANCESTOR} JOIN intakes ON intakes.id = runs.intake AND intakes.complete
-              WHERE runs.stage = :of_stage AND runs.state = 'done'"""
+              WHERE runs.stage = :of_stage AND {_HAS_ENDED}"""
     said = stage
     if spec.get("same_seed"):
         params["of_seed"] = claim.config["seed"]

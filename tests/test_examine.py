@@ -499,3 +499,22 @@ def test_a_regression_is_shown_with_what_to_beware_of(
         0,
         "feature,scale,coefficient,std,all\n",
     ) and "no regression of log(loss): too few runs: 5 finished runs" in err
+
+
+def test_all_stages_stand_side_by_side_each_by_its_own_metric(engine: Engine, terminal: Terminal) -> None:
+    add_study(engine)
+    add(engine, [new_run(90 + i, "same", seed=i, width=9) for i in range(2)], name="later")
+    finish(engine, 4.0, accuracy=0.25)
+    finish(engine, 5.0, accuracy=0.75)
+    code, out, err = terminal("examine", "--across", "--by", "accuracy", "--format", "json")
+    assert code == 0, err
+    rows = json.loads(out)
+    assert {row["stage"] for row in rows} == {"s", "later"}
+    [later] = [row for row in rows if row["stage"] == "later"]
+    assert (later["mean"], later["n"], later["of"], later["metric"]) == (0.5, 2, 2, "accuracy")
+    _, out, _ = terminal("examine", "--across")
+    assert "4.50 ± 0.71 (2)" in out
+    code, _, err = terminal("examine", "--across", "--by", "acuracy")
+    assert code == 2 and "accuracy" in err
+    code, _, err = terminal("examine", "--across", "--stage", "s")
+    assert code == 2 and "leave out --stage" in err

@@ -498,6 +498,15 @@ def test_the_choice_stays_the_same_until_its_file_is_gone(engine: Engine) -> Non
     assert [row["parent"] for row in rows(engine, "SELECT parent FROM lineage")] == [2]
 
 
+def test_a_parent_that_is_trained_further_is_still_started_from(engine: Engine) -> None:
+    queue.init(engine, [stage("parent", 1), starting(START)])
+    with_file(engine, 2.0, 1)
+    assert queue.extend(engine, {1: 20}) == [1]
+    parent = claim_one(engine)
+    assert parent.run == 1
+    assert queue.parent_of(engine, claim_one(engine)).file["path"] == "best1.pt"
+
+
 def test_a_run_of_another_family_is_a_probe(engine: Engine) -> None:
     queue.init(engine, [stage("parent", 1), starting(START, family="probe")])
     with_file(engine, 1.0, 1)

@@ -46,6 +46,9 @@ def examine(
         Spread,
         typer.Option("--interval", help="What ± means: the std over seeds, or a 95% t interval of their mean."),
     ] = Spread.std,
+    across: Annotated[
+        bool, typer.Option("--across", help="All stages side by side: their groups, and what families draw of all.")
+    ] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, help="How many rows the table shows.")] = 20,
     save: Annotated[
         Path | None, typer.Option("--save", help="The folder for figures; default: figures/STAGE.", show_default=False)
@@ -61,6 +64,9 @@ def examine(
     format: Rows = Format.table,
 ) -> None:
     """The best runs of a stage as a table, and its figures: curves, what each hyper-parameter does, what it costs."""
+    if across:
+        _across((stage, filter, groups, regression), by, interval, limit, save, image, db, format)
+        return
     if groups and regression:
         raise InputError("--groups and --regression are two tables", "ask for one at a time; figures are drawn by both")
     with _spinner("reading") as say, _uncollected():
@@ -87,6 +93,47 @@ def examine(
     output.remark(_drawn(folder, written, how.formats))
     if fit is None:
         _show_promote_line(found, limit, groups, db, format)
+
+
+def _across(
+    others: tuple[Any, ...],
+    by: str | None,
+    interval: Spread,
+    limit: int,
+    save: Path | None,
+    image: Sequence[str] | None,
+    db: str,
+    format: Format,
+) -> None:
+    """The groups of all stages as one table, and the figures that families draw of all their stages together."""
+    if any(others):
+        raise InputError("--across is about all stages", "leave out --stage, --filter, --groups and --regression")
+    with _spinner("reading"):
+        from rnnq import db as database
+        from rnnq import examine as study
+
+        how = study.drawing(image or [], Scale.auto.value)
+        engine = database.open(db)
+        found = study.across(engine, by, interval)
+        folder = save or Path("figures")
+        written, silent = study.draw_across(engine, found, folder, how)
+    rows = study.across_table(found)
+    if format is Format.table:
+        said = f"mean ± {interval.value} (n)"
+        output.rows(format, rows[:limit], ["stage", "label", "metric", said])
+        more = len(rows) - limit
+        if more > 0:
+            output.remark(f"{output.count(more, 'group')} more; --limit {len(rows)} shows all")
+    else:
+        plain = [{name: value for name, value in row.items() if "±" not in name} for row in rows]
+        output.rows(format, plain, list(plain[0]) if plain else ["stage", "label", "metric", "mean", "std", "n", "of"])
+    if not rows:
+        output.remark("no stage has finished runs yet: `rnnq worker` trains what is pending")
+    if written:
+        pictures = ", ".join(str(path) for path in written if path.suffix != ".csv")
+        output.remark(f"figures of all stages together: {pictures}")
+    if silent:
+        output.remark(f"of all stages together nothing is drawn for {', '.join(silent)}")
 
 
 def _drawn(folder: Path, written: Sequence[Path], formats: Sequence[str]) -> str:
