@@ -259,7 +259,8 @@ def _losing_groups(engine: Engine, info: StageInfo, rule: Rule, found: Found) ->
     sql = f"SELECT id, state, group_key, label, loss FROM runs WHERE {stored.of_stage(info.name)} ORDER BY id"
     with db.reading(engine) as connection:
         found_rows = connection.execute(text(sql), {"stage": info.name}).all()
-    rows = [{**row._mapping, "config": {}} for row in found_rows]  # for the order alone no config need be read
+    # for the order alone neither configs nor what they start from need be read
+    rows = [{**row._mapping, "config": {}, "start_from": None} for row in found_rows]
     done = {row["id"] for row in rows if row["state"] == "done"}
     info = replace(info, seed_fields=[])
     ranked, left_out = ranking.rank(rows, done, info.metric(info.primary), info, allow_missing=False)

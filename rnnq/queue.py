@@ -415,11 +415,15 @@ def _change_gates(connection: Connection, stage: NewStage) -> None:
     """Runs that have not begun, and on whose gate nobody has decided, wait for what the definition says now."""
     # locked: whoever decides on one now is done before we look, and sees the runs that are here
     sql = f"SELECT id FROM gates WHERE stage = :stage ORDER BY id{db.words(connection).locked}"
-    connection.execute(text(sql), {"stage": stage.name})
+    has_some = bool(connection.execute(text(sql), {"stage": stage.name}).all())
+    if not has_some and not any(run.gate for run in stage.runs):
+        return  # nobody's heartbeat shall wait for a look at all the runs of a stage without gates
     wanted = {run.fingerprint: run.gate for run in stage.runs} if stage.defined else {}
+    # those that were there before: what this init has added waits for the right gate already
     sql = """SELECT runs.id, runs.state, runs.fingerprint, gates.condition
              FROM runs LEFT JOIN gates ON gates.id = runs.gate
              WHERE runs.stage = :stage AND runs.attempt = 0 AND runs.wake_at IS NULL AND gates.decision IS NULL
+             AND runs.intake IN (SELECT id FROM intakes WHERE intakes.stage = :stage AND intakes.complete)
              AND (runs.state = 'waiting' OR (runs.state = 'pending' AND runs.gate IS NULL))"""
     rows = connection.execute(text(sql), {"stage": stage.name}).all()
     for row in rows:

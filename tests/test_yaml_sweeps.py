@@ -423,7 +423,7 @@ def test_the_database_is_untouched_by_a_file_that_is_wrong(cli: Cli, tmp_path: P
         ("learning_rate", ["adam_1e-2", "adam_1e-3", "adam_1e-4", *(f"hybrid_scaling_-{n}" for n in (2, 3, 4))], 5),
         ("model_size", ["k3_8x8_h24", "k5_10x10_h36", "k7_12x12_h64", "k7_14x14_h128"], 3),
         ("onehot_scaling", 1200, 1),
-        ("demo", ["recurrent", "mlp"], 3),
+        ("demo", ["recurrent", "mlp", "triples"], 3),
     ],
 )
 def test_the_example_sweeps_are_read_and_have_no_wrong_field(
