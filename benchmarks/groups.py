@@ -194,7 +194,7 @@ def speed(works: list[str], rounds: int) -> bool:
     return met
 
 
-def check(work: str, steps: int = 150) -> float:
+def check(work: str, steps: int = 70) -> float:
     """The largest relative difference of the losses of the script and the family, from one start on one data."""
     config = config_of(work)
     script, training = Script(config), pack_of(work, 1)

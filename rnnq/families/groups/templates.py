@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from scipy.interpolate import interp1d
 
 from rnnq.families.groups import digits, groups, theory
 from rnnq.families.groups.config import DataConfig, GroupsConfig
@@ -116,6 +115,8 @@ def _digit(data: DataConfig, rng: np.random.Generator) -> np.ndarray:
     image = images[rng.integers(len(images))].astype(float)
     if data.group_name == "cnxcn":
         return resized(image, int(data.p1 or 0), int(data.p2 or 0)).ravel()
+    from scipy.interpolate import interp1d  # most templates can do without, and it takes a second
+
     rows = image.mean(1)
     places = np.linspace(0, 1, len(rows))
     found: np.ndarray = interp1d(places, rows, kind="cubic")(np.linspace(0, 1, int(data.p or 0)))
