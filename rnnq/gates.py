@@ -110,8 +110,12 @@ def _open_seeds(connection: Connection, parents: Parents) -> set[int | None]:
 
 
 def look(connection: Connection, gate: Gate) -> Look:
-    """Evaluate a gate on the runs as they are. Raises InputError when its condition asks for what no stage has."""
-    return judged(gate, [_look_at(connection, parents) for parents in gate.after])
+    """Evaluate a gate on the runs as they are. One that asks for what is no longer there can never open."""
+    try:
+        seen = [_look_at(connection, parents) for parents in gate.after]
+    except InputError as error:
+        return Look(SHUT, f"it cannot be evaluated: {error.message}", ())
+    return judged(gate, seen)
 
 
 def judged(gate: Gate, seen: Sequence[Mapping[str, Any]]) -> Look:

@@ -18,7 +18,6 @@ from sqlalchemy import Connection, Engine, text
 
 from rnnq import costs, db, gates
 from rnnq.costs import Costs, Left, Spent
-from rnnq.errors import InputError
 from rnnq.gates import Gate, Look
 from rnnq.query import STATES
 from rnnq.queue import NewRun, NewStage
@@ -365,7 +364,7 @@ class _Asked:
     def _look(self, condition: str, gate: Gate) -> Look:
         if condition not in self._looks:
             plain = all(of.where is None and of.when is None for of in gate.after)
-            self._looks[condition] = self._quick_look(gate) if plain else look(self._connection, gate)
+            self._looks[condition] = self._quick_look(gate) if plain else gates.look(self._connection, gate)
         return self._looks[condition]
 
     def _quick_look(self, gate: Gate) -> Look:
@@ -380,14 +379,6 @@ class _Asked:
         return gates.judged(
             gate, [gates.counted(of, self._by_seed.get((of.stage, of.seed), nothing)) for of in gate.after]
         )
-
-
-def look(connection: Connection, gate: Gate) -> Look:
-    """How a gate would be decided today. One that asks for what is no longer there can never open."""
-    try:
-        return gates.look(connection, gate)
-    except InputError as error:
-        return Look(gates.SHUT, f"it cannot be evaluated: {error.message}", ())
 
 
 def _standing(row: Any, gate: Gate, behind: Sequence[Any], now: Look) -> Standing:
@@ -434,7 +425,7 @@ def gate_of(engine: Engine, run: int) -> Standing | None:
             return None
         gate = gates.of_json(row.condition)
         rows = connection.execute(text(behind), {"gate": row.id}).all()
-        return _standing(row, gate, rows, look(connection, gate))
+        return _standing(row, gate, rows, gates.look(connection, gate))
 
 
 def gate_row(engine: Engine, run: int) -> Row | None:

@@ -855,7 +855,7 @@ class Decided:
     runs: tuple[int, ...]
 
 
-_UNDECIDED = """SELECT gates.id, gates.condition FROM gates WHERE gates.decision IS NULL
+_UNDECIDED = """SELECT gates.id, gates.stage, gates.condition FROM gates WHERE gates.decision IS NULL
                 AND EXISTS (SELECT 1 FROM intakes WHERE intakes.stage = gates.stage AND intakes.complete)
                 AND EXISTS (SELECT 1 FROM runs WHERE runs.gate = gates.id) ORDER BY gates.id"""
 
@@ -877,21 +877,13 @@ def decide(engine: Engine) -> list[Decided]:
     return made
 
 
-def _ripe(connection: Connection, lock: str = "") -> list[int]:
-    """The gates that can be decided on now. Locked, they are ours from here on: of two that end the last parents, the
-    second sees what the first did.
+def _ripe(connection: Connection, lock: str = "") -> list[Any]:
+    """The rows of the gates that can be decided on now. Locked, they are ours from here on: of two that end the last
+    parents, the second sees what the first did.
     """
     rows = connection.execute(text(_UNDECIDED + lock)).all()
-    return gates.ripe(connection, {row.id: gates.of_json(row.condition) for row in rows})
-
-
-def _look(connection: Connection, gate: int) -> tuple[str, gates.Gate, gates.Look]:
-    row = connection.execute(text("SELECT stage, condition FROM gates WHERE id = :gate"), {"gate": gate}).one()
-    asked = gates.of_json(row.condition)
-    try:
-        return row.stage, asked, gates.look(connection, asked)
-    except InputError as error:  # what it asks for is no longer there: nobody could ever open it
-        return row.stage, asked, gates.Look(gates.SHUT, f"it cannot be evaluated: {error.message}", ())
+    ripe = set(gates.ripe(connection, {row.id: gates.of_json(row.condition) for row in rows}))
+    return [row for row in rows if row.id in ripe]
 
 
 @db.retried
@@ -902,25 +894,25 @@ def _decide(engine: Engine) -> tuple[list[Decided], bool]:
     with db.transaction(engine) as connection:
         while True:
             before = len(made)
-            for gate in _ripe(connection, db.words(connection).locked):
+            for row in _ripe(connection, db.words(connection).locked):
                 if time.monotonic() > until and made:
                     return made, True
-                decided = _decide_on(connection, gate)
+                decided = _decide_on(connection, row)
                 made += [decided] if decided else []
             if len(made) == before:
                 return made, False
 
 
-def _decide_on(connection: Connection, gate: int) -> Decided | None:
-    stage, _, seen = _look(connection, gate)
+def _decide_on(connection: Connection, row: Any) -> Decided | None:
+    seen = gates.look(connection, gates.of_json(row.condition))
     if seen.decision is None:
         return None
     sql = f"""UPDATE gates SET decision = :decision, seen = :seen, decided_at = {db.NOW}
               WHERE id = :gate AND decision IS NULL"""
-    values = {"gate": gate, "decision": seen.decision, "seen": clean_text(seen.to_json())}
+    values = {"gate": row.id, "decision": seen.decision, "seen": clean_text(seen.to_json())}
     if connection.execute(text(sql), values).rowcount == 0:
         return None
-    return Decided(stage, seen.decision, seen.reason, _apply(connection, gate, seen.decision, seen.reason))
+    return Decided(row.stage, seen.decision, seen.reason, _apply(connection, row.id, seen.decision, seen.reason))
 
 
 def _apply(connection: Connection, gate: int, decision: str, reason: str) -> tuple[int, ...]:
@@ -958,25 +950,25 @@ def _reopen(engine: Engine, stage: str | None = None, waiting_for: Collection[st
              AND (:stage IS NULL OR stage = :stage) ORDER BY id"""
     back = """UPDATE runs SET state = 'waiting', message = NULL, ended_at = NULL
               WHERE gate = :gate AND attempt = 0 AND state = :state AND wake_at IS NULL RETURNING id"""
-    reopened: dict[int, str] = {}
+    reopened: set[str] = set()
     runs: list[int] = []
     with db.transaction(engine) as connection:
         locked = db.words(connection).locked
         for row in connection.execute(text(sql + locked), {"stage": stage}).all():
-            parents = {of.stage for of in gates.of_json(row.condition).after}
-            if waiting_for is not None and not parents & set(waiting_for):
+            gate = gates.of_json(row.condition)
+            if waiting_for is not None and not {of.stage for of in gate.after} & set(waiting_for):
                 continue
-            if _look(connection, row.id)[2].decision == row.decision:
+            if gates.look(connection, gate).decision == row.decision:
                 continue
             state = "skipped" if row.decision == gates.SHUT else "pending"
             found = list(connection.execute(text(back), {"gate": row.id, "state": state}).scalars())
             if found:
                 undecided = "UPDATE gates SET decision = NULL, seen = NULL, decided_at = NULL WHERE id = :gate"
                 connection.execute(text(undecided), {"gate": row.id})
-                reopened[row.id] = row.stage
+                reopened.add(row.stage)
                 runs += found
         _log(connection, "redecide", {"runs": sorted(runs)})
-    return set(reopened.values())
+    return reopened
 
 
 # ------------------------------------------------------------------------------------------- the owner's writes
@@ -1383,8 +1375,8 @@ def parent_of(engine: Engine, claim: Claim) -> Ancestor:
     return ancestor
 
 
-_ANCESTOR = """SELECT runs.id, runs.stage, runs.family, runs.config, runs.fingerprint, runs.checkpoint,
-                      runs.checkpoint_best, runs.state FROM runs"""
+_ANCESTOR = """runs.id, runs.stage, runs.family, runs.config, runs.fingerprint, runs.checkpoint,
+               runs.checkpoint_best"""
 
 
 # one that was done once and is trained further has the files of that end until it comes to another one
@@ -1392,15 +1384,13 @@ _HAS_ENDED = "runs.summary IS NOT NULL"
 
 
 def _chosen_before(connection: Connection, claim: Claim) -> Any:
-    sql = f"""{_ANCESTOR} JOIN lineage ON lineage.parent = runs.id
+    sql = f"""SELECT {_ANCESTOR}, lineage.detail FROM runs JOIN lineage ON lineage.parent = runs.id
               WHERE lineage.child = :child AND lineage.kind IN ('continue', 'probe') AND {_HAS_ENDED}"""
     row = connection.execute(text(sql), {"child": claim.run}).first()
-    sql = "SELECT detail FROM lineage WHERE child = :child AND kind IN ('continue', 'probe')"
-    detail = _load(connection.execute(text(sql), {"child": claim.run}).scalar())
-    if row is None or detail is None:
+    if row is None or row.detail is None:
         return None
     named = [(_load(file) or {}).get("path") for file in (row.checkpoint, row.checkpoint_best)]
-    return row if detail.get("path") in named else None
+    return row if _load(row.detail).get("path") in named else None
 
 
 def _choose(connection: Connection, claim: Claim) -> Any:
@@ -1409,7 +1399,7 @@ def _choose(connection: Connection, claim: Claim) -> Any:
     stage, params = spec["stage"], {"of_stage": spec["stage"]}
     metrics = _load(connection.execute(text("SELECT metrics FROM stages WHERE name = :s"), {"s": stage}).scalar()) or []
     better = next((metric["better"] for metric in metrics if metric["primary"]), "min")
-    sql = f"""{_ANCESTOR} JOIN intakes ON intakes.id = runs.intake AND intakes.complete
+    sql = f"""SELECT {_ANCESTOR} FROM runs JOIN intakes ON intakes.id = runs.intake AND intakes.complete
               WHERE runs.stage = :of_stage AND {_HAS_ENDED}"""
     said = stage
     if spec.get("same_seed"):

@@ -106,7 +106,7 @@ def test_the_plan_for_two_cores_goes_to_its_end_with_a_worker_killed_in_the_midd
         doomed.send(signal.SIGKILL)
         again = study.start("rnnq", "worker")
         for one in (worker, again):
-            one._reader.join()  # no bound but the test's own: minutes of training
+            one.wait(3600)  # minutes of training
             one.end(0)
         states = Counter((row["stage"], row["state"]) for row in study.rows("SELECT stage, state FROM runs"))
         ended = {stage: {state for name, state in states if name == stage} for stage, _ in states}
