@@ -219,9 +219,9 @@ def across_table(found: Sequence[Examined]) -> list[dict[str, Any]]:
     """The groups of many stages, each with its place in its own: stage, label, metric, mean, std, n, of."""
     rows = []
     for one in found:
-        half = {} if one.spread is Spread.std else {one.spread.value: one.half}
         for group in one.chosen_groups:
-            numbers = {"mean": group.mean, "std": group.std, **{name: value(group) for name, value in half.items()}}
+            half = {} if one.spread is Spread.std else {one.spread.value: one.half(group)}
+            numbers = {"mean": group.mean, "std": group.std, **half}
             rows.append(
                 {"stage": one.info.name, "label": group.label, "metric": one.name, **numbers}
                 | {"n": group.n, "of": group.of, "mean ± " + one.spread.value + " (n)": one.counted(group)}
