@@ -41,6 +41,9 @@ class Config(BaseModel):
     best_metric: ClassVar[str | None] = None  # the evaluated metric whose best step is kept as a checkpoint
     unmarked: ClassVar[tuple[str, ...]] = ()  # fields on which nothing depends that is computed: in no fingerprint
 
+    aliases: ClassVar[Mapping[str, str]] = {}  # what filters may also call a field -> the field
+    ignored: ClassVar[Mapping[str, str]] = {}  # keys that a list of experiments may have -> why nothing reads them
+
     starts_from: ClassVar[str | None] = None  # the family of the runs that its runs start from, where they must
 
     seed: int = Field(default=0, ge=0, lt=2**63)  # decides initial weights, data order and dropout
@@ -79,6 +82,10 @@ class Config(BaseModel):
     def sample_space(self) -> int | None:
         """How many different samples there are; None where that is no number."""
         return None
+
+    def counted(self, step: int) -> dict[str, float]:
+        """What is known after so many steps without measuring; a point of each at every evaluation."""
+        return {}
 
     def misfits(self, family: str, values: Mapping[str, Any]) -> list[str]:
         """Why a run of this config cannot start from one of a family with these values; empty where it can."""

@@ -511,7 +511,8 @@ class Training:
                 for k, member in zip(places, due, strict=True)
             ]
         for k, member, measured in zip(places, due, found, strict=True):
-            member.add(measured, split)
+            counted = member.config.counted(member.step) if split == "val" else {}
+            member.add({**measured, **counted}, split)
             member.evaluated_at = member.step
             best = member.config.best_metric
             if best in measured and member.is_better(float(measured[best])):
@@ -658,7 +659,23 @@ def by_autograd(
     family: Family, state: State, data: Any
 ) -> tuple[Tensor, Mapping[str, Tensor | None], dict[str, Tensor]]:
     """As `gradients_of`, from the family's loss alone."""
-    losses, carried = family.loss(state, data)
+    parts = family.micro_batches(data)
+    total, sums, carried = _part_by_autograd(family, state, parts[0])
+    for part in parts[1:]:
+        losses, found, carried = _part_by_autograd(family, State(state.params, carried), part)
+        total = total + losses
+        for name, gradient in found.items():
+            before = sums[name]
+            sums[name] = gradient if before is None else before if gradient is None else before + gradient
+    if len(parts) > 1:
+        total, sums = total / len(parts), {n: None if g is None else g / len(parts) for n, g in sums.items()}
+    return total, sums, carried
+
+
+def _part_by_autograd(
+    family: Family, state: State, part: Any
+) -> tuple[Tensor, dict[str, Tensor | None], dict[str, Tensor]]:
+    losses, carried = family.loss(state, part)
     # members are independent: the gradient of the sum is each member's own
     found = torch.autograd.grad(losses.sum(), list(state.params.values()), allow_unused=True)
     return losses.detach(), dict(zip(state.params, found, strict=True)), carried

@@ -727,3 +727,51 @@ def test_a_run_that_ends_early_keeps_the_weights_of_its_end_where_it_was_to_keep
     lost.record = lambda step, points: None  # type: ignore[method-assign]
     [outcome] = dict(train.together(Content(), [Member(configs[0], lost, 20)], CPU, NEVER)).values()
     assert isinstance(outcome.error, LeaseLost)
+
+
+# ------------------------------------------------------------------------------------ a step in several parts
+
+
+class Slope(rnnq.Family):
+    """w x is to be 2 x; what it carries counts the numbers that it has seen."""
+
+    Config = LineConfig
+    name = "slope"
+    parts = 1
+
+    def init(self, configs: Sequence[LineConfig]) -> State:
+        return State({"w": torch.zeros(1, 1)}, {"seen": torch.zeros(1)})
+
+    def batch(self, configs: Sequence[LineConfig], steps: Sequence[int]) -> Tensor:
+        return torch.randn(12, generator=torch.Generator().manual_seed(steps[0]), dtype=torch.float32)
+
+    def micro_batches(self, data: Tensor) -> Sequence[Tensor]:
+        return data.chunk(self.parts)
+
+    def loss(self, state: State, data: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (state.params["w"] * data - 2 * data).square().mean(1)
+        return loss, {"seen": state.carried["seen"] + len(data)}
+
+
+def test_a_step_in_parts_takes_the_mean_of_their_gradients_and_hands_on_what_they_carry() -> None:
+    class Parts(Slope):
+        parts = 3
+
+    config = LineConfig(steps=40, eval_every=100)
+    whole, parts = run(Slope(), config, Desk()), run(Parts(), config, Desk())
+    assert whole.state and parts.state
+    assert float(parts.state["members"]["params"]["w"]) == pytest.approx(float(whole.state["members"]["params"]["w"]))
+    assert float(parts.state["members"]["params"]["w"]) > 1
+    assert float(parts.state["members"]["carried"]["seen"]) == 40 * 12
+
+
+def test_what_a_config_reckons_of_a_step_is_a_point_at_every_evaluation() -> None:
+    class Counting(LineConfig):
+        def counted(self, step: int) -> dict[str, float]:
+            return {"read": 10.0 * step}
+
+    desk = Desk()
+    outcome = run(Line(), Counting(), desk)
+    read = [(step, value) for name, step, value in desk.points(outcome) if name == "read"]
+    assert read == [(8, 80.0), (16, 160.0), (20, 200.0)]
+    assert outcome.summary["read"] == 200.0

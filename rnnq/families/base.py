@@ -35,6 +35,15 @@ class State:
 
 
 @dataclass(frozen=True)
+class Group:
+    """Parameters with a rate and a weight decay of their own."""
+
+    names: tuple[str, ...]
+    lr: float = 1.0  # what the optimiser's own lr is multiplied with
+    weight_decay: float = 0.0  # in place of the optimiser's own
+
+
+@dataclass(frozen=True)
 class Adam:
     """The Adam optimiser (Kingma and Ba, 2015), as torch.optim has it."""
 
@@ -45,6 +54,19 @@ class Adam:
     decoupled: bool = True  # weight decay as in AdamW (Loshchilov and Hutter, 2019), not added to the gradient
     clip: float | None = None  # the largest L2 norm of all gradients together
     schedule: Callable[[int], float] | None = None  # steps done -> what lr is multiplied with; pure
+    groups: tuple[Group, ...] = ()  # each parameter in exactly one; none: all with lr and weight_decay as they are
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Gradient descent with momentum, as torch.optim has it: v = momentum v + g + weight_decay p; p = p - lr v."""
+
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip: float | None = None  # the largest L2 norm of all gradients together
+    schedule: Callable[[int], float] | None = None  # steps done -> what lr is multiplied with; pure
+    groups: tuple[Group, ...] = ()  # each parameter in exactly one; none: all with lr and weight_decay as they are
 
 
 @dataclass(frozen=True)
@@ -63,7 +85,7 @@ class PerNeuron:
     eps: float = 1e-12  # under the root of the norm
 
 
-Spec = Adam | PerNeuron
+Spec = Adam | SGD | PerNeuron
 
 
 @dataclass(frozen=True)
@@ -118,6 +140,14 @@ class Family:
     def batch(self, configs: Sequence[Any], steps: Sequence[int]) -> Any:
         """The data of one step, on the CPU: a pure function of each member's (config, step)."""
         raise NotImplementedError
+
+    def micro_batches(self, data: Any) -> Sequence[Any]:
+        """The parts of a step's batch that are gone through one after the other, to need the memory of one.
+
+        The step takes the mean of their losses and gradients; what one carries, the next begins with. By default the
+        batch is one part.
+        """
+        return [data]
 
     def loss(self, state: State, data: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The training losses, (K,), and the next carried state, detached."""

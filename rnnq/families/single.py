@@ -62,6 +62,11 @@ class Single(Family):
         """The data of one step."""
         return self.inner.batch(configs[0], steps[0])
 
+    def micro_batches(self, data: Any) -> Sequence[Any]:
+        """The family's own."""
+        parts: Sequence[Any] = self.inner.micro_batches(data)
+        return parts
+
     def loss(self, state: State, data: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The family's loss of its module with these parameters.
 
