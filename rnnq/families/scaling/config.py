@@ -143,7 +143,10 @@ class ScalingConfig(Config):
 
     def _budget_problems(self) -> list[str]:
         budgets = [f for f in ("steps", "max_tokens_training", "token_to_param_ratio") if getattr(self, f) is not None]
-        return [f"{' and '.join(budgets)} are each a budget; give one"] if len(budgets) > 1 else []
+        problems = [f"{' and '.join(budgets)} are each a budget; give one"] if len(budgets) > 1 else []
+        if self.min_lr_multiplier is None and self.min_lr > self.learning_rate:
+            problems.append(f"min_lr={self.min_lr:g} is above learning_rate={self.learning_rate:g}: it would rise")
+        return problems
 
     # ------------------------------------------------------------------------------------------------ reckoned
 
