@@ -24,7 +24,10 @@ from rnnq.families.scaling import text
 from rnnq.families.scaling.config import ScalingConfig
 from rnnq.tokens import Tokens
 
-RHYME = "The cat sat on the mat; the cat didn't see 12,345 rats.\r\n\n  naïve  “quotes” — 汉字 and \U0001f600\U0001f680\x00\n\ttabs  \n"
+RHYME = (
+    "The cat sat on the mat; the cat didn't see 12,345 rats.\r\n\n"
+    "  naïve  “quotes” — 汉字 and \U0001f600\U0001f680\x00\n\ttabs  \n"
+)
 ODD = b"\xff\xfe broken \xc3 and \xed\xa0\x80 surrogate, \xe2\x82 cut \x80\x80\n"
 TEXT = (RHYME.encode() + ODD) * 40
 KINDS = ["bytes", "gpt2", "bpe:300"]
