@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
@@ -62,6 +62,11 @@ class Config(BaseModel):
         """A short name for people: by default the fields that differ from their default."""
         fields = self.model_dump(mode="json", exclude_defaults=True, exclude={*self.seed_fields, *self.unmarked})
         return ", ".join(f"{name}={value}" for name, value in fields.items()) or "defaults"
+
+    def measured(self) -> tuple[Metric, ...]:
+        """What a run of this config measures, where that depends on its fields: by default `metrics`, each with one
+        unit. Names and directions of `metrics` are those of all."""
+        return self.metrics
 
     def pack_key(self) -> str | None:
         """Equal exactly for configs that may train together as one pack; None when they never may."""
@@ -246,7 +251,13 @@ def _type_name(options: Sequence[Any]) -> str:
     return "str"
 
 
-def metric_rows(model: type[Config]) -> list[dict[str, Any]]:
-    """The metrics of a config class as plain values."""
-    primary = model.primary()
-    return [asdict(metric) | {"primary": metric is primary} for metric in model.metrics]
+def metric_rows(model: type[Config], configs: Iterable[Config] = ()) -> list[dict[str, Any]]:
+    """The metrics of a config class as plain values; with configs, those that runs of these measure."""
+    primary = model.primary().name
+    kinds = {id(kind): kind for kind in (config.measured() for config in configs)} or {0: model.metrics}
+    found: dict[str, dict[str, Any]] = {}
+    for metric in (metric for kind in kinds.values() for metric in kind):
+        row = found.setdefault(metric.name, asdict(metric) | {"primary": metric.name == primary})
+        if metric.unit not in row["unit"].split(" or "):
+            row["unit"] += f" or {metric.unit}"
+    return list(found.values())

@@ -221,7 +221,7 @@ def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Pro
         source=origin.source,
         source_sha256=origin.source_sha256,
         fields=field_types(origin.config),
-        metrics=metric_rows(origin.config),
+        metrics=metric_rows(origin.config, [config for config, _, _ in configs.values()]),
         seed_fields=origin.config.seed_fields,
         data=data,
         runs=runs,

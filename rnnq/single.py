@@ -405,5 +405,5 @@ def _as_row(result: Result, subject: Subject) -> dict[str, Any]:
 
 def _as_stage(result: Result, subject: Subject) -> StageInfo:
     kind = type(subject.config)
-    fields, metrics, seeds = field_types(kind), metric_rows(kind), list(kind.seed_fields)
+    fields, metrics, seeds = field_types(kind), metric_rows(kind, [subject.config]), list(kind.seed_fields)
     return StageInfo(result.folder.name, subject.family, False, False, None, None, fields, metrics, seeds)

@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rnnq import data as corpora
+from rnnq import tokens
 from rnnq.config import parse
+from rnnq.data import Corpus
 from rnnq.errors import DataError, Diverged
 from rnnq.families.base import Adam, State
 from rnnq.families.dynamics import data, model
@@ -228,7 +229,7 @@ def test_steps_across_window_borders_are_the_oracles(text: str, code: str) -> No
     average, curve = 3.0, []
     for step in range(12):
         index, position = divmod(step, 5)
-        windows = data.training_windows(corpora.load(text), config, index).tolist()
+        windows = data.training_windows(tokens.load(text, "bytes"), config, index).tolist()
         if position == 0:
             states = [oracle.zero_state(2, SIZE) for _ in range(BATCH)]
         loss, grads, states = oracle.loss_and_gradients(
@@ -442,14 +443,15 @@ def test_the_fused_adam_reads_gradients_of_any_layout(layout: str) -> None:
 @pytest.mark.parametrize("size", [20, 100, 999, 1001, 12_345])
 def test_the_corpus_is_split_90_5_5_in_order_with_nothing_lost(size: int) -> None:
     corpus = np.arange(size)
-    parts = [data.part(corpus, split) for split in ("train", "val", "test")]
+    found = tokens.Tokens("bytes", Corpus("x", "", corpus), "", corpus, np.ones(size, np.int64))
+    parts = [data.part(found, split) for split in ("train", "val", "test")]
 
     assert np.array_equal(np.concatenate(parts), corpus)
     assert len(parts[1]) == len(parts[2]) == size * 5 // 100
 
 
 def test_training_windows_are_a_pure_function_of_seed_and_index(text: str) -> None:
-    corpus, config = corpora.load(text), config_of("....N.R", window=16, batch_size=8, corpus=text)
+    corpus, config = tokens.load(text, "bytes"), config_of("....N.R", window=16, batch_size=8, corpus=text)
     first = data.training_windows(corpus, config, 0)
     torch.manual_seed(123)
     torch.rand(7)
@@ -465,7 +467,8 @@ def test_training_windows_are_a_pure_function_of_seed_and_index(text: str) -> No
 def test_training_windows_are_pieces_of_the_train_part_and_reach_both_its_ends(tmp_path: Path) -> None:
     """Bytes that occur once each: position and value are one. 180 bytes of train hold 171 windows of 10."""
     content = bytes(range(200))
-    corpus = corpora.Corpus("x", "", np.frombuffer(content, np.uint8))
+    held = np.frombuffer(content, np.uint8)
+    corpus = tokens.Tokens("bytes", Corpus("x", "", held), "", held, np.ones(256, np.int64))
     config = config_of("....N.R", window=10, batch_size=500)
     windows = torch.cat([data.training_windows(corpus, config, index) for index in range(10)], 1)
 
@@ -480,7 +483,7 @@ def test_batches_walk_through_the_windows_byte_by_byte_and_in_any_order(text: st
     family = Dynamics()
     for step in (0, 1, 2, 3, 4, 5, 11, 6, 0):
         index, position = divmod(step, 4)
-        windows = data.training_windows(corpora.load(text), config, index)
+        windows = data.training_windows(tokens.load(text, "bytes"), config, index)
         batch = family.batch([config], [step])
         assert torch.equal(batch.x, windows[position][None])
         assert torch.equal(batch.y, windows[position + 1][None])
@@ -488,10 +491,10 @@ def test_batches_walk_through_the_windows_byte_by_byte_and_in_any_order(text: st
 
 
 def test_held_out_windows_are_64_evenly_spread_from_the_first_byte_to_the_last(text: str) -> None:
-    corpus = corpora.load(text)
+    corpus = tokens.load(text, "bytes")
     for split, start in (("val", 7200), ("test", 7600)):
         windows = data.held_out_windows(corpus, 10, split)
-        held_out = corpus.bytes[start : start + 400]
+        held_out = corpus.ids[start : start + 400]
         assert windows.shape == (10, 64)
         assert windows[:, 0].tolist() == held_out[:10].tolist()
         assert windows[:, -1].tolist() == held_out[-10:].tolist()
@@ -560,7 +563,7 @@ def test_held_out_losses_are_those_of_a_slow_loop(text: str, code: str) -> None:
     zero = oracle.zero_state(2, SIZE)
     for split in ("val", "test"):
         total, without, count = 0.0, 0.0, 0
-        for window in data.held_out_windows(corpora.load(text), 5, split).t().tolist():
+        for window in data.held_out_windows(tokens.load(text, "bytes"), 5, split).t().tolist():
             h = zero
             for before, after in itertools.pairwise(window):
                 logits, h, _ = oracle.forward(arrays, flags, 2, h, before)
@@ -594,7 +597,7 @@ def test_the_tables_losses_are_those_of_a_slow_count(tmp_path: Path) -> None:
     path = tmp_path / "small.txt"
     path.write_bytes(content)
     train_part = content[:1260]
-    corpus = corpora.load(str(path))
+    corpus = tokens.load(str(path), "bytes")
     unigram, bigram, pairs = 0.0, 0.0, 0
     for window in data.held_out_windows(corpus, 7, "val").t().tolist():
         for before, after in itertools.pairwise(window):

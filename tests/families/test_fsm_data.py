@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rnnq import kept
 from rnnq.config import check, group_key
 from rnnq.data import cache_folder
 from rnnq.errors import DataError
@@ -585,7 +586,7 @@ def test_a_cache_folder_that_cannot_be_written_is_an_error_with_its_name(
 def test_who_waits_long_is_told_on_stderr(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     data.load(Machines(**TINY))
     assert capsys.readouterr() == ("", "")
-    monkeypatch.setattr(data, "_TOLD_AFTER", 0.0)
+    monkeypatch.setattr(kept, "_TOLD_AFTER", 0.0)
     forgotten()
     data.load(Machines(**TINY))  # opening is no making
     assert capsys.readouterr() == ("", "")

@@ -60,7 +60,7 @@ def head(params: Tensors, hidden: Tensor, logits: Tensor, y: Tensor, found: Tens
     at = y[..., None]
     log_p = torch.log_softmax(logits, -1)
     right = log_p.gather(-1, at)
-    # in place, as (K, B, 256) is by far the largest tensor of a small net: p, less one where the byte was
+    # in place, as (K, B, V) is by far the largest tensor of a small net: p, less one where the token was
     d = _put(log_p.exp_(), at, torch.expm1(right)).mul_(1 / y.shape[1])
     found["head.weight"] = stacked.bmm(hidden.transpose(1, 2), d)
     found["head.bias"] = d.sum(1, keepdim=True)
@@ -180,13 +180,13 @@ def wanted(config: DynamicsConfig) -> list[tuple[list[str], int]]:
 
 
 def embedding(rows: Tensor, dx: Tensor, shape: torch.Size, found: Tensors) -> None:
-    """The gradients of the embedding (K, 256, S), whose rows were read, from that of the embedded bytes."""
+    """The gradients of the embedding (K, V, S), whose rows were read, from that of the embedded tokens."""
     found["embed.weight"] = _gathered(rows, dx, shape)
     found["embed.bias"] = dx.sum(1, keepdim=True)
 
 
 def _gathered(rows: Tensor, dx: Tensor, shape: torch.Size) -> Tensor:
-    """The sum of what came to each row: (K, B), (K, B, S) -> (K, 256, S)."""
+    """The sum of what came to each row: (K, B), (K, B, S) -> (K, V, S)."""
     if dx.is_cuda:  # as a product: a sum by index whose order is the same each time sorts there
         every = stacked.numbers(shape[0] * shape[1], dx.device).view(*shape[:2], 1)
         return stacked.bmm((every == rows[:, None]).to(dx.dtype), dx)

@@ -1,6 +1,7 @@
-"""The gated RNN, one byte at a time, K members side by side; no gradient flows through time.
+"""The gated RNN, one token at a time, K members side by side; no gradient flows through time. A token is a byte, or
+whatever the config says.
 
-Source: SLMfun, SystematicRNNExploration. Shapes: K members, B windows, S = state_size.
+Source: SLMfun, SystematicRNNExploration. Shapes: K members, B windows, S = state_size, V tokens.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rnnq.data import Corpus, load
+from rnnq import tokens
 from rnnq.families import stacked
 from rnnq.families.base import Curve, Family, State
 from rnnq.families.dynamics import closed, data
 from rnnq.families.dynamics.closed import Trace
 from rnnq.families.dynamics.config import DynamicsConfig
+from rnnq.tokens import Tokens
 
 Params = dict[str, Tensor]
 
@@ -30,7 +32,7 @@ def shapes(config: DynamicsConfig) -> dict[str, tuple[int, int]]:
     """Every affine map of the net and its (inputs, outputs), in the order in which their weights are drawn."""
     size = config.state_size
     read = size * (config.use_new_state + config.use_old_state + config.use_residual)
-    found = {"embed": (256, size), "head": (size, 256)}
+    found = {"embed": (config.vocab_size(), size), "head": (size, config.vocab_size())}
     for layer in range(config.n_layers):
         maps = {"state": (2 * size, size), "out": (read, size)}
         if config.use_input_gate:
@@ -64,15 +66,15 @@ def draw_params(config: DynamicsConfig) -> Params:
 
 
 @functools.lru_cache(maxsize=64)
-def _offsets(members: int, device: torch.device) -> Tensor:
+def _offsets(members: int, size: int, device: torch.device) -> Tensor:
     """Where each member's embedding begins when all lie one below the other: (K, 1)."""
-    return 256 * torch.arange(members, device=device)[:, None]
+    return size * torch.arange(members, device=device)[:, None]
 
 
 def embed(params: Params, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The embedded bytes and the rows that hold them: (K, B) -> (K, B, S), (K, B)."""
+    """The embedded tokens and the rows that hold them: (K, B) -> (K, B, S), (K, B)."""
     weight = params["embed.weight"]
-    rows = x + _offsets(len(weight), x.device)
+    rows = x + _offsets(*weight.shape[:2], x.device)
     return F.embedding(rows, weight.view(-1, weight.shape[-1])) + params["embed.bias"], rows
 
 
@@ -82,7 +84,7 @@ def affine(params: Params, name: str, x: Tensor) -> Tensor:
 
 
 def layer_step(config: DynamicsConfig, params: Params, layer: int, x: Tensor, h: Tensor) -> Trace:
-    """One layer, one byte further.
+    """One layer, one token further.
 
     x        (K, B, S)    the layer's input
     h        (K, B, S)    its state, detached: no gradient flows through time
@@ -131,7 +133,7 @@ def layer_step(config: DynamicsConfig, params: Params, layer: int, x: Tensor, h:
 def forward(
     config: DynamicsConfig, params: Params, x: Tensor, states: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, list[Trace]]:
-    """One byte through the whole net: logits (K, B, 256), the embedding's rows that were read, what each layer did."""
+    """One token through the whole net: logits (K, B, V), the embedding's rows that were read, what each layer did."""
     hidden, rows = embed(params, x)
     traces = []
     for layer, h in enumerate(states):
@@ -141,39 +143,41 @@ def forward(
 
 
 def step(config: DynamicsConfig, params: Params, x: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """One byte through the whole net: (K, B) bytes, a state per layer -> logits (K, B, 256), new states, detached."""
+    """One token through the whole net: (K, B) ids, a state per layer -> logits (K, B, V), new states, detached."""
     logits, _, traces = forward(config, params, x, states)
     return logits, [trace.new.detach() for trace in traces]
 
 
 def member_losses(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy of each member in nats: (K, B, 256), (K, B) -> (K,)."""
+    """Mean cross-entropy of each member in nats: (K, B, V), (K, B) -> (K,)."""
     members, batch = y.shape
     losses = F.cross_entropy(logits.reshape(members * batch, -1), y.reshape(-1), reduction="none")
     return stacked.mean(losses.view(members, batch))
 
 
-def write(config: DynamicsConfig, params: Params, prompt: str, length: int, temperature: float, seed: int) -> bytes:
-    """`length` bytes after a prompt, by one member; an empty prompt begins after a newline."""
+def write(
+    config: DynamicsConfig, params: Params, prompt: Sequence[int], length: int, temperature: float, seed: int
+) -> list[int]:
+    """`length` ids after those of a prompt, by one member."""
     device = params["embed.weight"].device
     generator = torch.Generator().manual_seed(seed)
     states: Sequence[Tensor] = [torch.zeros(1, 1, config.state_size, device=device)] * config.n_layers
 
-    def read(byte: int) -> Tensor:
+    def read(token: int) -> Tensor:
         nonlocal states
-        logits, states = step(config, params, torch.tensor([[byte]], device=device), states)
+        logits, states = step(config, params, torch.tensor([[token]], device=device), states)
         return logits[0, 0]
 
-    for byte in prompt.encode("utf-8", "surrogateescape") or b"\n":
-        logits = read(byte)
-    written = bytearray([draw(logits, temperature, generator)])
+    for token in prompt:
+        logits = read(token)
+    written = [draw(logits, temperature, generator)]
     while len(written) < length:
         written.append(draw(read(written[-1]), temperature, generator))
-    return bytes(written)
+    return written
 
 
 def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
-    """One index by its logits, (256,); on the CPU, so that a seed means the same everywhere."""
+    """One index by its logits, (V,); on the CPU, so that a seed means the same everywhere."""
     shifted = logits.cpu().double()
     shifted = shifted - shifted.max()
     if temperature == 0:
@@ -183,7 +187,7 @@ def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> int:
 
 @dataclass(frozen=True)
 class Batch:
-    """One byte position: the byte, the one after it, and whether a window begins there."""
+    """One place in a window: the token, the one after it, and whether a window begins there."""
 
     config: DynamicsConfig  # the flags and sizes that all members share
     x: Tensor  # (K, B)
@@ -200,8 +204,19 @@ class Batch:
         return Batch(self.config, there(self.x), there(self.y), fresh)
 
 
+def _losses_one_by_one(config: DynamicsConfig, params: Params, windows: Tensor) -> Tensor:
+    """The mean loss of each member where every state is zeroed before each token: (T, B) -> (K,)."""
+    members, batch = len(params["embed.weight"]), windows.shape[1]
+    zero = [params["embed.weight"].new_zeros(members, batch, config.state_size)] * config.n_layers
+    total = torch.zeros(members, dtype=torch.float64, device=windows.device)
+    for x, y in itertools.pairwise(windows):
+        logits, _ = step(config, params, x.expand(members, -1), zero)
+        total += member_losses(logits, y.expand(members, -1))
+    return total / (len(windows) - 1)
+
+
 class Dynamics(Family):
-    """Gated RNNs on bytes without backpropagation through time: one update per byte position."""
+    """Gated RNNs on bytes or other tokens without backpropagation through time: one update per place in a window."""
 
     Config = DynamicsConfig
     name: ClassVar[str] = "dynamics"
@@ -211,7 +226,7 @@ class Dynamics(Family):
     def __init__(self) -> None:
         self._held: list[tuple[DynamicsConfig, int]] = []  # whose windows, and which of theirs, are in _windows
         self._windows = torch.empty(0)  # (window, K, B)
-        self._corpora: dict[str, Corpus] = {}
+        self._found: dict[tuple[str, str], Tokens] = {}  # by corpus and kind
 
     def init(self, configs: Sequence[DynamicsConfig]) -> State:
         """Parameters of each member from its own seed; states are zero."""
@@ -222,7 +237,7 @@ class Dynamics(Family):
         return State(params, {f"state.{layer}": zero.clone() for layer in range(first.n_layers)})
 
     def batch(self, configs: Sequence[DynamicsConfig], steps: Sequence[int]) -> Batch:
-        """Byte j and byte j + 1 of each window, where step = window index · (window - 1) + j."""
+        """Token j and token j + 1 of each window, where step = window index · (window - 1) + j."""
         places = [divmod(at, config.window - 1) for config, at in zip(configs, steps, strict=True)]
         self._hold(configs, [index for index, _ in places])
         positions = [position for _, position in places]
@@ -250,16 +265,17 @@ class Dynamics(Family):
         self._held = list(zip(configs, indices, strict=True))
 
     def _read(self, config: DynamicsConfig, index: int) -> Tensor:
-        return data.training_windows(self._corpus(config), config, index)
+        return data.training_windows(self._tokens(config), config, index)
 
-    def _corpus(self, config: DynamicsConfig) -> Corpus:
+    def _tokens(self, config: DynamicsConfig) -> Tokens:
         """Loaded once: a file that somebody rewrites or deletes must not change under a run."""
-        if config.corpus not in self._corpora:
-            self._corpora[config.corpus] = load(config.corpus)
-        return self._corpora[config.corpus]
+        key = config.corpus, config.tokens
+        if key not in self._found:
+            self._found[key] = tokens.load(*key)
+        return self._found[key]
 
     def loss(self, state: State, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Losses before the update, and the states after this byte."""
+        """Losses before the update, and the states after this token."""
         states = self._states(state.carried, batch.fresh)
         logits, new_states = step(batch.config, state.params, batch.x, states)
         carried = {f"state.{layer}": new for layer, new in enumerate(new_states)}
@@ -290,12 +306,19 @@ class Dynamics(Family):
         return [torch.zeros_like(h) for h in states] if fresh else states
 
     def evaluate(self, state: State, configs: Sequence[DynamicsConfig], split: str) -> list[dict[str, float]]:
-        """Held-out loss from zero states with frozen weights; for val also with every state zeroed at each byte."""
+        """Held-out loss from zero states with frozen weights; for val also with every state zeroed at each token.
+
+        `bpb` is in bits per byte of the text, whatever the tokens; so is `loss_per_byte`, in nats.
+        """
         config = configs[0]
         device = state.params["embed.weight"].device
-        windows = data.held_out_windows(self._corpus(config), config.window, split).to(device)
-        losses = self._held_out_losses(config, state.params, windows)
-        found = [{f"{split}_loss": loss, f"{split}_bpb": loss / math.log(2)} for loss in losses.tolist()]
+        windows = data.held_out_windows(self._tokens(config), config.window, split).to(device)
+        size = data.bytes_per_token(self._tokens(config), config.window, split)
+        losses = self._held_out_losses(config, state.params, windows).tolist()
+        found = [{f"{split}_loss": loss, f"{split}_bpb": loss / size / math.log(2)} for loss in losses]
+        if config.tokens != "bytes":
+            for metrics, loss in zip(found, losses, strict=True):
+                metrics[f"{split}_loss_per_byte"] = loss / size
         if split == "val":
             for metrics, loss in zip(found, self._no_state_losses(config, state.params, windows).tolist(), strict=True):
                 metrics["val_loss_no_state"] = loss
@@ -313,10 +336,12 @@ class Dynamics(Family):
 
     @staticmethod
     def _no_state_losses(config: DynamicsConfig, params: Params, windows: Tensor) -> Tensor:
-        """With zero states the prediction depends on one byte alone: a table of 256 rows holds them all."""
-        members = params["embed.weight"].shape[0]
-        every = torch.arange(256, device=windows.device).expand(members, -1)
-        zero = [params["embed.weight"].new_zeros(members, 256, config.state_size)] * config.n_layers
+        """With zero states the prediction depends on one token alone: a table of V rows holds all, if V is small."""
+        members, size = params["embed.weight"].shape[:2]
+        if size > data.SMALL:
+            return _losses_one_by_one(config, params, windows)
+        every = torch.arange(size, device=windows.device).expand(members, -1)
+        zero = [params["embed.weight"].new_zeros(members, size, config.state_size)] * config.n_layers
         logits, _ = step(config, params, every, zero)
         table = torch.log_softmax(logits.double(), -1)  # (K, before, after)
         return -stacked.mean(table[:, windows[:-1], windows[1:]])
@@ -330,17 +355,25 @@ class Dynamics(Family):
         temperature: float,
         seeds: Sequence[int],
     ) -> list[bytes | str]:
-        """One byte at a time from a zero state, which is carried through the prompt and what is written after it."""
-        members = zip(configs, prompts, seeds, strict=True)
-        return [
-            write(config, {name: p[k : k + 1] for name, p in state.params.items()}, prompt, length, temperature, seed)
-            for k, (config, prompt, seed) in enumerate(members)
-        ]
+        """One token at a time from a zero state, which is carried through the prompt and what is written after it.
+
+        An empty prompt begins after a newline.
+        """
+        found: list[bytes | str] = []
+        for k, (config, prompt, seed) in enumerate(zip(configs, prompts, seeds, strict=True)):
+            params = {name: p[k : k + 1] for name, p in state.params.items()}
+            # bytes mean what they do anywhere; of other tokens the corpus is asked, from which they may be learnt
+            known = None if config.tokens == "bytes" else self._tokens(config)
+            content = prompt.encode("utf-8", "surrogateescape") or b"\n"
+            ids = content if known is None else known.encode(content).tolist()
+            written = write(config, params, ids, length, temperature, seed)
+            found.append(bytes(written) if known is None else known.decode(written))
+        return found
 
     def summary(self, config: DynamicsConfig, curve: Curve) -> dict[str, Any]:
         """`loss` is the lowest logged average from step 50 on: it starts at 3.0, which weighs on the first points."""
         found = super().summary(config, curve)
         losses = [value for name, at, value in curve if name == "loss" and at >= 50 and math.isfinite(value)]
-        unigram, bigram = data.table_losses(self._corpus(config), config.window)
+        unigram, bigram = data.table_losses(self._tokens(config), config.window)
         found |= {"unigram_loss": unigram, "bigram_loss": bigram, "parameters": parameter_count(config)}
         return found | ({"loss": min(losses)} if losses else {})

@@ -10,15 +10,10 @@ The cache folder of the data has a folder for each set of data, named by a hash 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import json
-import os
-import shutil
-import sys
 import threading
-import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +21,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rnnq import data, files
+from rnnq import data, kept
 from rnnq.config import as_json
 from rnnq.errors import DataError
 from rnnq.families.fsm import machines
 from rnnq.families.fsm.config import Machines
 from rnnq.families.fsm.machines import SHIFT, Bytes, Ints, Stream, Tell
+from rnnq.kept import Kept, Telling
 
 if TYPE_CHECKING:
     from rnnq.families.fsm.baselines import Scores
@@ -46,8 +42,6 @@ SPLITS = ("train", "val", "test")
 
 _STATE = (1 << SHIFT) - 1  # the bits of a step that hold its next state
 _FORMAT = 1  # of the cache: raised when its files, or what `disjoint` draws, change
-_LEFT_OVER = 86_400.0  # seconds after which nobody is still writing to what is called .part
-_TOLD_AFTER = 2.0  # seconds; then whoever waits is told, and every 10 s from then on
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ class Query:
 class Split:
     """Samples in a fixed order. Its arrays are read-only, and most lie in files; those of a batch are new."""
 
-    def __init__(self, name: str, arrays: dict[str, NDArray[Any]], rows: slice, bounds: Ints, demos: int) -> None:
+    def __init__(self, name: str, arrays: Mapping[str, NDArray[Any]], rows: slice, bounds: Ints, demos: int) -> None:
         self.name = name
         self.demos = demos
         self.tables: Bytes = arrays["tables"][rows]  # (n, S, A): next states, by number and not by token
@@ -195,11 +189,11 @@ def _places(begins: Ints, lengths: Ints, stride: int) -> Ints:
 class Dataset:
     """The three splits of one set of data, as they lie in the cache."""
 
-    def __init__(self, name: str, folder: Path, arrays: dict[str, NDArray[Any]], manifest: dict[str, Any]) -> None:
+    def __init__(self, name: str, found: Kept, content: Mapping[str, Any]) -> None:
+        arrays = found.arrays
         self.name = name
-        self.folder = folder
-        self.sha256: str = manifest["sha256"]  # of the content of all arrays
-        content = manifest["content"]
+        self.folder = found.folder
+        self.sha256 = found.sha256  # of the content of all arrays
         lengths = arrays["lengths"].ravel().astype(np.int64)
         bounds = (np.cumsum(lengths) - lengths).reshape(arrays["lengths"].shape)
         self._scores: dict[str, Scores] = {}
@@ -282,114 +276,15 @@ def _folder(config: Machines) -> Path:
 
 def _opened(config: Machines, folder: Path) -> Dataset:
     """From the folder; made anew when it is not there, or damaged."""
-    try:
-        found = _read(config, folder) or _made(config, folder)
-    except OSError as error:
-        raise DataError(
-            f"the data {config.data_name()} cannot be kept in {folder}: {error}",
-            "name a folder that can be written in RNNQ_CACHE",
-        ) from error
-    return found
+    what = f"the data {config.data_name()}"
 
+    def make(aside: Path) -> None:
+        with Telling(f"making {what} ({config.samples():,} samples) in {folder}") as tell:
+            for name, array in build(config, tell).items():
+                kept.write(aside, name, array)
 
-def _read(config: Machines, folder: Path) -> Dataset | None:
-    """What the folder holds, if it is whole: every byte is hashed."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        names = manifest["arrays"]
-        arrays = {name: _mapped(folder / f"{name}.npy") for name in names}
-        whole = manifest["content"] == config.content() and manifest["sha256"] == _sha256(arrays)
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
-        return None
-    return Dataset(f"{config.data_name()} {folder.name[-8:]}", folder, arrays, manifest) if whole else None
-
-
-def _mapped(path: Path) -> NDArray[Any]:
-    """An array of a file, read when it is looked at. Of the plain type: numpy's memmap is slow to index."""
-    return np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)  # type: ignore[no-any-return]
-
-
-def _sha256(arrays: dict[str, NDArray[Any]]) -> str:
-    """Of names, types, shapes and bytes: the same on every machine."""
-    digest = hashlib.sha256()
-    for name, array in sorted(arrays.items()):
-        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
-def _made(config: Machines, folder: Path) -> Dataset:
-    """Made, written aside, and renamed: whoever comes first wins, and the others take his."""
-    arrays = build(config, _Telling(config, folder))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.{os.urandom(8).hex()}.part")
-    aside.mkdir()
-    try:
-        _write(config, aside, arrays)
-        return _settled(config, aside, folder)
-    finally:
-        _remove(aside)
-        for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
-            with contextlib.suppress(FileNotFoundError):  # or another has removed it
-                if left.stat().st_mtime < time.time() - _LEFT_OVER:
-                    _remove(left)
-
-
-def _remove(path: Path) -> None:
-    """A folder or a file, if it is there. What cannot be removed stays: it is in nobody's way."""
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
-
-
-def _settled(config: Machines, aside: Path, folder: Path) -> Dataset:
-    """Give the new folder its name, over a damaged one. Raises OSError when the disk changes what was written."""
-    for _ in range(10):  # a few others may do the same just now
-        try:
-            aside.rename(folder)
-            files.sync(folder.parent)
-        except OSError:
-            if not folder.exists():
-                raise
-        found = _read(config, folder)
-        if found is not None:
-            return found
-        damaged = folder.with_name(f".{folder.name}.{os.urandom(8).hex()}.damaged")
-        try:
-            folder.rename(damaged)
-        except FileNotFoundError:
-            continue
-        _remove(damaged)
-    raise OSError("what is written there does not come back as it was")
-
-
-def _write(config: Machines, folder: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    for name, array in arrays.items():
-        with (folder / f"{name}.npy").open("xb") as target:
-            np.save(target, array, allow_pickle=False)
-            target.flush()
-            os.fsync(target.fileno())
-    manifest = {"content": config.content(), "arrays": sorted(arrays), "sha256": _sha256(arrays)}
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(manifest, indent=2) + "\n")
-    files.sync(path)
-    files.sync(folder)
-
-
-class _Telling:
-    """Says on stderr what is being made, if it takes long: called with the part that is done."""
-
-    def __init__(self, config: Machines, folder: Path) -> None:
-        self.what = f"making the data {config.data_name()} ({config.samples():,} samples) in {folder}"
-        self.again = time.monotonic() + _TOLD_AFTER
-
-    def __call__(self, done: float) -> None:
-        if time.monotonic() >= self.again:
-            self.again = time.monotonic() + 10.0
-            sys.stderr.write(f"{self.what}: {done:.0%}\n")
-            sys.stderr.flush()
+    content = config.content()
+    return Dataset(f"{config.data_name()} {folder.name[-8:]}", kept.arrays(folder, what, content, make), content)
 
 
 # ---------------------------------------------------------------------------------------------------- making
