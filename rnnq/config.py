@@ -189,7 +189,9 @@ def _plain(value: Any) -> Any:
 def _sentence(model: type[Config], item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{model.__name__} has no field {name} ({nearest(name, {*model.model_fields, *field_types(model)})})"
+        known = {*model.model_fields, *field_types(model)}
+        alias = model.aliases.get(name) if issubclass(model, Config) else None
+        return f"{model.__name__} has no field {name} ({f'it is {alias}' if alias in known else nearest(name, known)})"
     if item["type"] == "missing":
         return f"{name} is missing"
     own = item["type"] == "value_error"  # the words of a validator, after a prefix of pydantic's

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnnq import definitions as sources
-from rnnq import families, gates, sweep
+from rnnq import families, gates, query, sweep
 from rnnq.config import (
     Config,
     as_json,
@@ -220,7 +220,7 @@ def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Pro
         has_rule=origin.has_rule,
         source=origin.source,
         source_sha256=origin.source_sha256,
-        fields=field_types(origin.config),
+        fields=query.stored(field_types(origin.config), origin.config.aliases),
         metrics=metric_rows(origin.config),
         seed_fields=origin.config.seed_fields,
         data=data,
@@ -291,7 +291,8 @@ def parse_changes(changes: Sequence[str], model: type[Config]) -> dict[str, Any]
         if not equals or not name.strip():
             problems.append(f"--set {change}: not of the form key=value")
             continue
-        found[name.strip()] = text if types.get(name.strip()) == "str" else _value(text)
+        field = model.aliases.get(name.strip(), name.strip())
+        found[field] = text if types.get(field) == "str" else _value(text)
     if problems:
         raise InputError(problems, "--set steps=50000")
     return found

@@ -62,7 +62,7 @@ def refuse_questions(
 
     known: dict[str, Askable] = {}
     for info in runs.stage_infos(engine).values() if engine is not None else ():
-        known[info.name] = answers.Stage(info.fields, info.metrics)
+        known[info.name] = answers.Stage(info.names, info.metrics)
         if info.defined_as is not None:
             known.setdefault(info.defined_as, known[info.name])
     known |= {stage.name: answers.Stage(stage.fields, stage.metrics) for stage in stages}
