@@ -168,6 +168,11 @@ def parse(model: type[Config], values: Mapping[str, Any]) -> Config:
     return config
 
 
+def known_keys(model: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values without those that the config names in `ignored`: what a list of experiments may have besides."""
+    return {name: value for name, value in values.items() if name in model.model_fields or name not in model.ignored}
+
+
 def _validated(model: type[Config], values: Mapping[str, Any]) -> Config:
     """Read as JSON, so that what a database gives back is what went in: there a tuple is a list."""
     try:
