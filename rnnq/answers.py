@@ -105,7 +105,7 @@ class Answered:
 class Stage:
     """What a question may ask a stage for."""
 
-    fields: Mapping[str, str]
+    fields: Mapping[str, str]  # as it stores them, with aliases
     metrics: Sequence[Mapping[str, Any]]
 
     def metric(self, name: str | None) -> Mapping[str, Any] | None:

@@ -173,6 +173,11 @@ def parse(model: type[Config], values: Mapping[str, Any]) -> Config:
     return config
 
 
+def known_keys(model: type[Config], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values without those that the config names in `ignored`: what a list of experiments may have besides."""
+    return {name: value for name, value in values.items() if name in model.model_fields or name not in model.ignored}
+
+
 def _validated(model: type[Config], values: Mapping[str, Any]) -> Config:
     """Read as JSON, so that what a database gives back is what went in: there a tuple is a list."""
     try:
@@ -194,7 +199,9 @@ def _plain(value: Any) -> Any:
 def _sentence(model: type[Config], item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"{model.__name__} has no field {name} ({nearest(name, {*model.model_fields, *field_types(model)})})"
+        known = {*model.model_fields, *field_types(model)}
+        alias = model.aliases.get(name) if issubclass(model, Config) else None
+        return f"{model.__name__} has no field {name} ({f'it is {alias}' if alias in known else nearest(name, known)})"
     if item["type"] == "missing":
         return f"{name} is missing"
     own = item["type"] == "value_error"  # the words of a validator, after a prefix of pydantic's

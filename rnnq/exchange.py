@@ -571,7 +571,7 @@ def _origin(request: Request) -> Origin:
     if not file.endswith(".py"):
         return Origin(request.family, families.find_config(request.family), False, False, None, None)
     definition = definitions.load(file)
-    own = sorted({families.name_of(stage.family) for stage in definition.stages if not isinstance(stage.family, str)})
+    own = sorted({families.name_of(family) for family in definition.families()})
     if name not in own:
         hint = f"--family {file}:{own[0]}" if own else "a family is one of its own where a stage of the file uses it"
         raise InputError(f"{file} has no family {name!r}; its own: {', '.join(own) or 'none'}", hint)

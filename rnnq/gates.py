@@ -218,9 +218,11 @@ def scope_of(connection: Connection, stage: str) -> query.Scope:
     return NO_NAMES if row is None else scope(json.loads(row.fields), json.loads(row.metrics))
 
 
-def scope(fields: Mapping[str, str], metrics: Iterable[Mapping[str, Any]]) -> query.Scope:
-    """The names of config fields and metrics, as a stage has them."""
-    return query.Scope(fields, frozenset(str(metric["name"]) for metric in metrics))
+def scope(names: Mapping[str, str], metrics: Iterable[Mapping[str, Any]]) -> query.Scope:
+    """The names of config fields and metrics, as a stage stores them."""
+    fields, aliases = query.parted(names)
+    found = frozenset(str(metric["name"]) for metric in metrics)
+    return query.Scope(fields, found, {name: (of,) for name, of in aliases.items()})
 
 
 # --------------------------------------------------------------------------------------- checked before it is kept

@@ -6,12 +6,12 @@ import contextlib
 import json
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnnq import definitions as sources
-from rnnq import families, gates, sweep
+from rnnq import families, gates, query, sweep
 from rnnq.config import (
     Config,
     as_json,
@@ -19,13 +19,15 @@ from rnnq.config import (
     field_types,
     fingerprint,
     group_key,
+    known_keys,
     metric_rows,
     parse,
     start_key,
     to_json,
 )
 from rnnq.definitions import Definition
-from rnnq.errors import DataError, InputError, RnnqError
+from rnnq.definitions.experiments import EXAMPLE, Listed
+from rnnq.errors import DataError, InputError, RnnqError, nearest
 from rnnq.queue import NewRun, NewStage, clean_text
 from rnnq.sweep import Stage
 
@@ -65,7 +67,7 @@ class Entry:
     start_from: Mapping[str, Any] | None = None  # the run whose weights it starts from
     behind: Stage | None = None  # the stage whose gate it waits behind
     priority: int = 0
-    written: Written | None = None  # as a YAML file has it: with a name, and places
+    written: Written | Listed | None = None  # as YAML or a list of experiments has it: with a name, and places
     label: str | None = None  # what the run is called; None: as its family says
 
 
@@ -74,23 +76,34 @@ class Problems:
     """Everything that is wrong with a stage. A sentence that many entries share is said once."""
 
     stage: str
-    found: dict[tuple[str, str], list[int]] = field(default_factory=dict)  # place, sentence -> entries, from 1
+    # place, sentence -> entries: their numbers, from 1, and what they are called where that says more
+    found: dict[tuple[str, str], list[tuple[int, str | None]]] = field(default_factory=dict)
+    of_base: dict[str, None] = field(default_factory=dict)  # about what a list of experiments shares, in order
 
-    def add(self, sentence: str, entry: int, written: Written | None = None, path: Sequence[object] = ()) -> None:
-        """Note what is wrong with an entry, of one from YAML also where the field that a path leads to stands."""
+    def add(
+        self, sentence: str, entry: int, written: Written | Listed | None = None, path: Sequence[object] = ()
+    ) -> None:
+        """Note what is wrong with an entry; of one that was written with places where the field stands, too."""
         place = f"{written.place_of(path)}: " if written else ""
-        self.found.setdefault((place, sentence), []).append(entry)
+        if isinstance(written, Listed) and written.is_shared(path):
+            self.of_base[f"{place}{sentence}"] = None
+        else:
+            label = written.label if isinstance(written, Listed) else None
+            self.found.setdefault((place, sentence), []).append((entry, label))
 
     def lines(self, total: int) -> list[str]:
         """One line for each sentence."""
         found = self.found.items()
-        return [f"{place}stage {self.stage}, {self._where(at, total)}: {text}" for (place, text), at in found]
+        of_entries = [f"{place}stage {self.stage}, {self._where(at, total)}: {text}" for (place, text), at in found]
+        return [*self.of_base, *of_entries]
 
     @staticmethod
-    def _where(entries: Sequence[int], total: int) -> str:
+    def _where(entries: Sequence[tuple[int, str | None]], total: int) -> str:
+        number, label = entries[0]
         if len(entries) == 1:
-            return f"entry {entries[0]}"
-        return f"{'all ' if len(entries) == total else ''}{len(entries)} entries, the first is {entries[0]}"
+            return f"entry {number}" if label is None else label
+        what, first = ("entries", str(number)) if label is None else ("runs", label)
+        return f"{'all ' if len(entries) == total else ''}{len(entries)} {what}, the first is {first}"
 
 
 def from_definitions(definitions: Sequence[Definition], defs: Path, progress: Progress = iter) -> list[NewStage]:
@@ -98,13 +111,16 @@ def from_definitions(definitions: Sequence[Definition], defs: Path, progress: Pr
     made: list[NewStage] = []
     problems: list[str] = []
     for definition in definitions:
+        problems += definition.problems
         source = sources.relative_source(definition.path, defs)
         for stage in definition.stages:
             try:
                 with _blamed_on(definition, stage):
                     origin = _origin(stage, source, definition.sha256)
                     _refuse_orphans(stage, origin)
-                    made.append(new_stage(stage.name, origin, _entries(definition, stage), progress))
+                    entries = _entries(definition, stage)
+                    ignored = _without_ignored(origin.config, entries) if stage.listed else {}
+                    made.append(replace(new_stage(stage.name, origin, entries, progress), ignored=ignored))
             except InputError as error:
                 hint = f" ({error.hint})" if error.hint else ""
                 problems += [*error.problems[:-1], error.problems[-1] + hint]
@@ -113,8 +129,49 @@ def from_definitions(definitions: Sequence[Definition], defs: Path, progress: Pr
     if not problems:
         problems = _misfits([stage for definition in definitions for stage in definition.stages], made)
     if problems:
-        raise InputError(problems)
+        example = EXAMPLE if any(definition.problems for definition in definitions) else None
+        raise InputError(list(dict.fromkeys(problems)), example)  # what is wrong in CONFIG is so in each of its stages
     return made
+
+
+def _without_ignored(model: type[Config], entries: list[Entry]) -> dict[str, tuple[int, str]]:
+    """Take keys that the family knows of and never reads out of the entries; of each how many had it, and why."""
+    found: dict[str, tuple[int, str]] = {}
+    for place, entry in enumerate(entries):
+        values = known_keys(model, entry.values)
+        for key in entry.values.keys() - values.keys():
+            found[key] = (found.get(key, (0, ""))[0] + 1, model.ignored[key])
+        entries[place] = replace(entry, values=values)
+    return dict(sorted(found.items()))
+
+
+def ignored(stages: Iterable[NewStage]) -> list[str]:
+    """A sentence for each key of lists of experiments that nothing reads: how many runs have it, and why."""
+    runs: dict[tuple[str, str], int] = {}
+    for stage in stages:
+        for key, (count, why) in stage.ignored.items():
+            runs[key, why] = runs.get((key, why), 0) + count
+    of = {count: f"{count:,} run{'s' if count > 1 else ''} of the list" for count in runs.values()}
+    return [f"{key}, in {of[count]}, is ignored: {why}" for (key, why), count in runs.items()]
+
+
+def only(stages: Sequence[NewStage], labels: Sequence[str]) -> list[NewStage]:
+    """The runs of these labels alone, or of STAGE/LABEL; stages that are left without one are left out.
+
+    A text that is no label may be several with commas between them. Raises InputError for labels that no run has.
+    """
+    known = {name for stage in stages for run in stage.runs for name in (run.label, f"{stage.name}/{run.label}")}
+    wanted = {label.strip() for text in labels for label in ([text] if text in known else text.split(","))} - {""}
+    missing = sorted(wanted - known)
+    if missing or not wanted:
+        plain = {run.label for stage in stages for run in stage.runs}
+        near = [f"no run has the label {label!r} ({nearest(label, plain)})" for label in missing]
+        raise InputError(near or ["--only names no label"])
+    return [
+        replace(stage, runs=runs, partial=len(runs) < len(stage.runs))
+        for stage in stages
+        if (runs := [run for run in stage.runs if wanted & {run.label, f"{stage.name}/{run.label}"}])
+    ]
 
 
 def _misfits(stages: Sequence[Stage], made: Sequence[NewStage]) -> list[str]:
@@ -133,9 +190,9 @@ def _misfits(stages: Sequence[Stage], made: Sequence[NewStage]) -> list[str]:
             config = parse(model, json.loads(run.config))
             found = [config.misfits(parent.family, values) for values in known]
             if found and all(found):
-                nearest = min(found, key=len)
+                fewest = min(found, key=len)
                 problems.append(
-                    f"stage {child.name}, {run.label}: it can start from no run of {parent.name}: {', '.join(nearest)}"
+                    f"stage {child.name}, {run.label}: it can start from no run of {parent.name}: {', '.join(fewest)}"
                 )
     return problems
 
@@ -143,7 +200,7 @@ def _misfits(stages: Sequence[Stage], made: Sequence[NewStage]) -> list[str]:
 def _entries(definition: Definition, stage: Stage) -> list[Entry]:
     start = stage.start_from.shown() if stage.start_from is not None else None
     behind = stage if stage.after or start is not None else None
-    written: Sequence[Written | None] = definition.written.get(stage.name) or [None] * len(stage.sweep or ())
+    written: Sequence[Written | Listed | None] = definition.written.get(stage.name) or [None] * len(stage.sweep or ())
     return [
         Entry(
             values,
@@ -220,7 +277,7 @@ def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Pro
         has_rule=origin.has_rule,
         source=origin.source,
         source_sha256=origin.source_sha256,
-        fields=field_types(origin.config),
+        fields=query.stored(field_types(origin.config), origin.config.aliases),
         metrics=metric_rows(origin.config, [config for config, _, _ in configs.values()]),
         seed_fields=origin.config.seed_fields,
         data=data,
@@ -291,7 +348,8 @@ def parse_changes(changes: Sequence[str], model: type[Config]) -> dict[str, Any]
         if not equals or not name.strip():
             problems.append(f"--set {change}: not of the form key=value")
             continue
-        found[name.strip()] = text if types.get(name.strip()) == "str" else _value(text)
+        field = model.aliases.get(name.strip(), name.strip())
+        found[field] = text if types.get(field) == "str" else _value(text)
     if problems:
         raise InputError(problems, "--set steps=50000")
     return found

@@ -5,7 +5,8 @@
     mean(loss) < 1.7 and n(loss) >= 3 and all(done)
     val_loss@5000 < 2
 
-A name is a run column, else a config field, else a summary metric; `config.x` and `summary.x` say which. `tag = good`
+A name is a run column, else a config field, or one that its family also calls so, else a summary metric; `config.x` and
+`summary.x` say which. `tag = good`
 holds for a run that has that tag among others; `val_loss@5000` is that point of its curve. Words are bare or in quotes
 of either kind, without escapes. `~` matches a glob pattern. `<` compares numbers only, with a number or with another
 name (`steps_done < budget`). mean, median, std, min, max and n are over the runs of the same stage and group, and so is
@@ -20,7 +21,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rnnq.databases.words import OF, Words
@@ -73,12 +74,30 @@ _NEEDS = {"bool": "true or false", "int": "a number", "float": "a number"}  # an
 _NOTHING = "NULL"  # stands where a problem was noted, so that the rest is still checked
 
 
+def stored(fields: Mapping[str, str], aliases: Mapping[str, str]) -> dict[str, str]:
+    """Names as a stage stores them: each field's type; for an alias, which a field of that name is not, "=" and its
+    field.
+    """
+    return {name: f"={of}" for name, of in aliases.items() if of in fields} | dict(fields)
+
+
+def parted(names: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Stored names as fields with their types, and aliases with their fields."""
+    aliases = {name: of.removeprefix("=") for name, of in names.items() if of.startswith("=")}
+    return {name: kind for name, kind in names.items() if name not in aliases}, aliases
+
+
 @dataclass(frozen=True)
 class Scope:
     """What names mean: config fields with their types, summary metrics."""
 
     fields: Mapping[str, str]  # config field (dots for nested) -> "bool" | "int" | "float" | "str"
     metrics: frozenset[str]  # summary metrics, all numbers
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # other names -> the fields that they are
+
+    def meant(self, name: str) -> tuple[str, ...]:
+        """The config fields that a name means: that of this name, then those whose families call them so, too."""
+        return (*([name] if name in self.fields else []), *self.aliases.get(name, ()))
 
 
 @dataclass(frozen=True)
@@ -706,12 +725,12 @@ class _Compiler:
             self._note(token, f"{missing}: {name}", self._nearest(name))
         else:
             column, key = places[0]
-            return self._inside(name, table, column, key)
+            return self._field(token, table, key) if column == "config" else self._inside(name, table, column, key)
         return None
 
     def _places(self, name: str) -> list[tuple[str, str]]:
         """Which JSON column, and which key there, a name may mean."""
-        known: Mapping[str, Iterable[str]] = {"config": self.scope.fields, "summary": self.scope.metrics}
+        known = {"config": {*self.scope.fields, *self.scope.aliases}, "summary": self.scope.metrics}
         column, _, key = name.partition(".")
         wanted = [(column, key)] if column in known and key else [("config", name), ("summary", name)]
         return [place for place in wanted if place[1] in known[place[0]]]
@@ -719,9 +738,24 @@ class _Compiler:
     def _nearest(self, name: str) -> str:
         prefix, _, key = name.partition(".")
         if key and prefix in ("config", "summary"):
-            keys = self.scope.fields if prefix == "config" else self.scope.metrics
+            keys = {*self.scope.fields, *self.scope.aliases} if prefix == "config" else self.scope.metrics
             return nearest(name, [f"{prefix}.{known}" for known in keys])
-        return nearest(name, {*COLUMNS, TAG, *self.scope.fields, *self.scope.metrics})
+        return nearest(name, {*COLUMNS, TAG, *self.scope.fields, *self.scope.aliases, *self.scope.metrics})
+
+    def _field(self, token: _Token, table: str, key: str) -> _Term | None:
+        """A config field; of a name that stages use for different ones, in each run the one that it has."""
+        terms = [self._inside(token.text, table, "config", meant) for meant in self.scope.meant(key)]
+        kinds = {term.type for term in terms}
+        if kinds == {"int", "float"}:
+            kinds = {"float"}
+        if len(kinds) > 1:
+            said = ", ".join(f"{meant} ({self.scope.fields[meant]})" for meant in self.scope.meant(key))
+            self._note(token, f"{token.text} is another kind of value in some stages than in others: {said}",
+                       "choose one by --stage, or write the field's own name")  # fmt: skip
+            return None
+        if len(terms) == 1:
+            return terms[0]
+        return _Term(token.text, f"coalesce({', '.join(term.sql for term in terms)})", kinds.pop())
 
     def _inside(self, name: str, table: str, column: str, key: str) -> _Term:
         """A value inside a JSON column. Nested config fields are nested objects; a metric's name may have dots."""

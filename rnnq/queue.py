@@ -131,6 +131,9 @@ class NewStage:
     keep: str | None = None  # which checkpoints of its finished runs stay; None: as it is, or the default
     phase: str | None = None  # the part of a plan that it belongs to
     defined: bool = True  # False: some runs, with no word on the stage's phase or on what its other runs wait for
+    partial: bool = False  # some of the definition's runs: the others are in it, too
+    # keys of a list of experiments that nothing reads -> how many of its runs have them, and why
+    ignored: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ class Added:
     present: int
     left: tuple[str, ...]
     waiting: int = 0  # of those added: behind a gate
+    labels: tuple[str, ...] = ()  # of those added
 
 
 def preview(engine: Engine, stages: Sequence[NewStage]) -> list[Added]:
@@ -220,9 +224,10 @@ def _gates_of(stage: NewStage) -> list[gates.Gate]:
 def _compare(stage: NewStage, present: Mapping[str, str]) -> Added:
     wanted = {run.fingerprint for run in stage.runs}
     known = len(wanted & present.keys())
-    left = tuple(label for fingerprint, label in present.items() if fingerprint not in wanted)
+    left = tuple(label for key, label in present.items() if key not in wanted and not stage.partial)
     waiting = len({run.fingerprint for run in stage.runs if run.gate} - present.keys())
-    return Added(stage.name, len(wanted) - known, known, left, waiting)
+    labels = tuple(run.label for run in stage.runs if run.fingerprint not in present)
+    return Added(stage.name, len(wanted) - known, known, left, waiting, labels)
 
 
 def _present(connection: Connection, stage: str) -> dict[str, str]:

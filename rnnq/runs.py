@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Engine, bindparam, text
@@ -32,6 +32,12 @@ class StageInfo:
     seed_fields: list[str]
     defined_as: str | None = None  # its name in the definition file, where it was renamed
     keep: str | None = None  # its rule of which checkpoints stay; None: the default
+    aliases: dict[str, str] = field(default_factory=dict)  # what filters may also call a field -> the field
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Fields and aliases, as the database holds them."""
+        return query.stored(self.fields, self.aliases)
 
     @property
     def primary(self) -> str:
@@ -64,11 +70,13 @@ def stage_infos(engine: Engine) -> dict[str, StageInfo]:
              ORDER BY created_at, name"""
     with db.reading(engine) as connection:
         rows = connection.execute(text(sql)).all()
-    parsed = ("fields", "metrics", "seed_fields")
-    return {
-        row.name: StageInfo(**{**row._mapping, **{name: json.loads(getattr(row, name)) for name in parsed}})
-        for row in rows
-    }
+    return {row.name: _info(row) for row in rows}
+
+
+def _info(row: Any) -> StageInfo:
+    fields, aliases = query.parted(json.loads(row.fields))
+    read = {"fields": fields, "aliases": aliases} | {n: json.loads(getattr(row, n)) for n in ("metrics", "seed_fields")}
+    return StageInfo(**{**row._mapping, **read})
 
 
 def newest_finished_stage(engine: Engine) -> str:
@@ -87,9 +95,12 @@ def newest_finished_stage(engine: Engine) -> str:
 def scope(infos: Sequence[StageInfo]) -> query.Scope:
     """The names that a filter over these stages may use."""
     fields: dict[str, str] = {}
+    aliases: dict[str, tuple[str, ...]] = {}
     for info in infos:
         fields |= info.fields
-    return query.Scope(fields, frozenset(str(m["name"]) for info in infos for m in info.metrics))
+        for name, of in info.aliases.items():
+            aliases[name] = tuple(dict.fromkeys([*aliases.get(name, ()), of]))
+    return query.Scope(fields, frozenset(str(m["name"]) for info in infos for m in info.metrics), aliases)
 
 
 def compile_filter(engine: Engine, stage: str | None, filter: str | None) -> query.Condition:

@@ -362,6 +362,7 @@ class Stage:
     phase: str | None = None  # the part of a plan that it belongs to
     hours: float | Callable[[Fields], float] | None = None  # that a run is expected to take where none was measured
     label: str | Callable[[Fields], str] | None = None  # what its runs are called; None: the family says it
+    listed: bool = False  # of a list of experiments, which may have keys that the family does not read
 
     def configs(self) -> Iterator[Fields]:
         """The fields of each run, in the order of the sweep."""

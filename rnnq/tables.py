@@ -47,7 +47,7 @@ stages = Table(
     Column("source", Text),  # the definition file, relative to the definitions' folder
     Column("source_sha256", Text),
     Column("command_line", Text, nullable=False),
-    Column("fields", Text, nullable=False),  # JSON {config field: type}
+    Column("fields", Text, nullable=False),  # JSON {config field: type, alias: "=" and its field}
     Column("metrics", Text, nullable=False),  # JSON [{name, unit, better, primary}]
     Column("seed_fields", Text, nullable=False),  # JSON [name]
     Column("data", Text, nullable=False),  # JSON {corpus: sha256}

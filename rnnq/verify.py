@@ -145,7 +145,8 @@ def _of_stage(path: Path, stage: sweep.Stage) -> Subject:
         return families.find(name, definitions.load(path) if in_source else None)
 
     kind = families.config_of(stage.family) if in_source else families.find_config(name)
-    made = config.parse(kind, next(stage.configs()))
+    values = next(stage.configs())
+    made = config.parse(kind, config.known_keys(kind, values) if stage.listed else values)
     return Subject(f"stage {stage.name}", name, made, made.steps_total(), find)
 
 

@@ -38,6 +38,8 @@ SCOPE = Scope(
         "mean": "float",
     },
     metrics=frozenset({"loss", "val_acc", "val/top-5:all", "decay", "step.time"}),
+    # lr and n_layers are fields of some stages, and other names for fields of others
+    aliases={"layers": ("n_layers",), "lr": ("σ",), "n_layers": ("mean",), "kind": ("cell", "use_gate")},
 )
 SQL_TYPES = {"int": "BIGINT", "float": "DOUBLE", "str": "TEXT"}
 
@@ -425,6 +427,35 @@ def test_a_prefix_settles_a_clash_of_a_field_and_a_metric(found):
     row = run_row(1, {"decay": 0.1}, {"decay": 0.2})
     assert found("config.decay=.1 and summary.decay=.2", row) == [1]
     assert found("mean(config.decay) < mean(summary.decay)", row) == [1]
+
+
+def test_another_name_of_a_field_is_the_field(found):
+    rows = [run_row(1, {"n_layers": 1}), run_row(2, {"n_layers": 2}), run_row(3, {}, stage="s2")]
+    assert found("layers > 1", *rows) == [2]
+    assert found("config.layers in (1, 3) or mean(layers) > 5", *rows) == [1]
+    assert found("layers = n_layers", *rows) == [1, 2]
+
+
+def test_a_name_that_is_a_field_here_and_another_name_there_means_in_each_run_what_it_has(found):
+    rows = [run_row(1, {"lr": 0.1}), run_row(2, {"σ": 0.2}), run_row(3, {"lr": 0.3, "σ": 0.1}), run_row(4, {})]
+    assert found("lr < 0.25", *rows) == [1, 2]
+    # a whole number in some stages and not in others is compared as a number
+    assert found("n_layers >= 1.5", run_row(1, {"n_layers": 2}), run_row(2, {"mean": 1.5}), run_row(3, {})) == [1, 2]
+
+
+def test_a_name_of_fields_of_different_kinds_is_refused_with_each_of_them():
+    error = refused("loss < 1 and kind = lstm")
+    assert "kind is another kind of value in some stages than in others: cell (str), use_gate (bool)" in str(error)
+    assert error.hint == "choose one by --stage, or write the field's own name"
+    assert "layers" in str(refused("layer > 1").hint)
+    assert "config.layers" in str(refused("config.layer > 1").hint)
+
+
+def test_names_are_stored_with_what_they_are_another_name_of():
+    stored = query.stored({"learning_rate": "float", "lr": "int"}, {"lr": "learning_rate", "rate": "learning_rate"})
+    assert stored == {"rate": "=learning_rate", "learning_rate": "float", "lr": "int"}
+    assert query.parted(stored) == ({"learning_rate": "float", "lr": "int"}, {"rate": "learning_rate"})
+    assert query.stored({"a": "int"}, {"b": "missing"}) == {"a": "int"}
 
 
 def test_a_plain_path_is_written_out_so_that_an_index_on_it_serves():

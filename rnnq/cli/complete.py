@@ -155,7 +155,8 @@ def _with_operators(name: str, scope: Scope) -> list[str]:
 
 def _types(scope: Scope) -> dict[str, str]:
     """Every name that a filter may use, and its type; one that is a field and a metric says which it means."""
-    both = set(scope.fields) & scope.metrics
-    fields = {(f"config.{name}" if name in both else name): kind for name, kind in scope.fields.items()}
+    known = {name: scope.fields[of[0]] for name, of in scope.aliases.items()} | dict(scope.fields)
+    both = set(known) & scope.metrics
+    fields = {(f"config.{name}" if name in both else name): kind for name, kind in known.items()}
     numbers = {(f"summary.{name}" if name in both else name): "float" for name in sorted(scope.metrics)}
     return {**fields, **numbers, **query.COLUMNS, "tag": "str"}

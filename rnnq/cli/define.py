@@ -13,18 +13,27 @@ from rnnq.cli import output
 from rnnq.cli.options import DB, DEFS, Db, Defs, DryRun, Format, Rows
 from rnnq.errors import InputError
 
+SHOWN = 20  # labels of a stage that --dry-run tells of; all of them in JSON
+
 if TYPE_CHECKING:
     from rnnq.definitions import Definition
     from rnnq.queue import Added, NewStage
 
 
 def init(
-    definitions: Annotated[list[Path], typer.Argument(metavar="DEF...", help="Definition files, .py or .yaml.")],
+    definitions: Annotated[
+        list[Path],
+        typer.Argument(metavar="DEF...", help="Definition files, .py or .yaml; FILE.py:NAME is a list of that file."),
+    ],
     db: Db = DB,
     defs: Defs = DEFS,
     root: Annotated[
         Path | None,
         typer.Option("--root", help="Where checkpoints go; default: the folder of the database file, else this one."),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", help="Only the runs of these labels; several with commas, STAGE/LABEL for one stage."),
     ] = None,
     dry_run: DryRun = False,
     format: Rows = Format.table,
@@ -36,7 +45,7 @@ def init(
     files, problems = [], []
     for path in definitions:
         try:
-            files.append(sources.load(path))
+            files.append(sources.load(path, later=True))
         except InputError as error:
             problems.append(error)
     stages = _checked(
@@ -44,15 +53,17 @@ def init(
     )
     if any(file.questions for file in files):
         _refuse_questions(files, stages, db)
+    if only:
+        stages = plan.only(stages, only)
     added = _preview(db, stages) if dry_run else _init(db, stages, root)
     if format is Format.json:
-        output.as_json({"stages": [_row(item) for item in added]})
+        output.as_json({"stages": [_row(item) | ({"labels": item.labels} if dry_run else {}) for item in added]})
         return
     behind = ["waiting"] if any(item.waiting for item in added) else []
     output.rows(format, [_row(item) for item in added], ["stage", "added", "present", *behind])
     if format is Format.table:
         _remarks(added, dry_run)
-        for line in [line for file in files for line in file.remarks]:
+        for line in [*(line for file in files for line in file.remarks), *plan.ignored(stages)]:
             output.remark(line)
 
 
@@ -79,7 +90,11 @@ def _refuse_questions(files: Sequence[Definition], stages: Sequence[NewStage], d
 
 
 def _row(item: Added) -> dict[str, Any]:
-    return {name: value for name, value in asdict(item).items() if name not in ("left", "waiting") or value}
+    return {
+        name: value
+        for name, value in asdict(item).items()
+        if name not in ("left", "waiting", "labels") or (value and name != "labels")
+    }
 
 
 def _preview(db: str, stages: list[NewStage]) -> list[Added]:
@@ -88,7 +103,8 @@ def _preview(db: str, stages: list[NewStage]) -> list[Added]:
 
     if database.exists(db):
         return queue.preview(database.open(db), stages)
-    return [queue.Added(stage.name, len(stage.runs), 0, ()) for stage in stages]
+    fresh = [(stage, tuple(run.label for run in stage.runs)) for stage in stages]
+    return [queue.Added(stage.name, len(labels), 0, (), labels=labels) for stage, labels in fresh]
 
 
 def _init(db: str, stages: list[NewStage], root: Path | None) -> list[Added]:
@@ -122,6 +138,10 @@ def _warn_of_network(path: Path) -> None:
 def _remarks(added: list[Added], dry_run: bool) -> None:
     total = sum(item.added for item in added)
     output.remark(f"{'would add' if dry_run else 'added'} {output.count(total, 'run')}")
+    for item in added if dry_run else ():
+        if item.labels:
+            more = f", and {len(item.labels) - SHOWN:,} more" if len(item.labels) > SHOWN else ""
+            output.remark(f"{item.stage}: {', '.join(item.labels[:SHOWN])}{more}")
     for item in added:
         if item.left:
             names = ", ".join(item.left[:5]) + (", ..." if len(item.left) > 5 else "")

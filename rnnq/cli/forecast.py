@@ -21,8 +21,9 @@ def dry_run(names: Sequence[str], db: str, defs: Path, format: Format) -> None:
     """Print it. Raises InputError with everything that is wrong in the definitions."""
     from rnnq import db as database
     from rnnq import graph, queue
+    from rnnq.plan import ignored
 
-    files = loaded(names)
+    files = loaded(names, later=True)
     stages = stages_of(files, defs)
     engine = database.open(db) if database.exists(db) else None
     if engine is None:
@@ -42,6 +43,8 @@ def dry_run(names: Sequence[str], db: str, defs: Path, format: Format) -> None:
         output.rows(format, rows, list(rows[0]) if rows else ["stage"])
         return
     _show_foreseen(found, totals)
+    for line in ignored(stages):
+        output.remark(line)
     if known.devices:
         output.remark(f"speeds were measured on {', '.join(known.devices)}")
     if added is not None and any(item.present for item in added):

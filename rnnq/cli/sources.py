@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rnnq.queue import NewStage
 
 
-def loaded(paths: Sequence[str]) -> list[Definition]:
-    """The definitions. Raises InputError with what is wrong in any of them."""
+def loaded(paths: Sequence[str], later: bool = False) -> list[Definition]:
+    """The definitions. Raises InputError with what is wrong in any of them; with `later`, see definitions.load."""
     if not paths:
         return []
     from rnnq import definitions
@@ -26,7 +26,7 @@ def loaded(paths: Sequence[str]) -> list[Definition]:
     files, problems, hints = [], list[str](), list[str]()
     for path in paths:
         try:
-            files.append(definitions.load(path))
+            files.append(definitions.load(path, later=later))
         except InputError as error:
             problems += error.problems
             hints += [error.hint] if error.hint else []
@@ -62,7 +62,7 @@ def refuse_questions(
 
     known: dict[str, Askable] = {}
     for info in runs.stage_infos(engine).values() if engine is not None else ():
-        known[info.name] = answers.Stage(info.fields, info.metrics)
+        known[info.name] = answers.Stage(info.names, info.metrics)
         if info.defined_as is not None:
             known.setdefault(info.defined_as, known[info.name])
     known |= {stage.name: answers.Stage(stage.fields, stage.metrics) for stage in stages}

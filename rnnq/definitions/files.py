@@ -1,11 +1,13 @@
 """From a path to the stages of a definition, and from what a database names to a path that may be opened.
 
-A .py is executed; a .yaml is data, holds no family and no rule, and is opened only when a user names it.
+A .py is executed; a .yaml is data, holds no family and no rule, and is opened only when a user names it. `FILE.py:NAME`
+is one list of experiments of a file, in place of all that it defines.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 import sys
 from collections import Counter
@@ -13,14 +15,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rnnq.definitions import python
+from rnnq.definitions import experiments, python
 from rnnq.errors import InputError, nearest
 from rnnq.questions import Question
 from rnnq.sweep import EXAMPLE, Stage
 
 if TYPE_CHECKING:
+    from rnnq.definitions.experiments import Found, Listed
     from rnnq.definitions.sweeps import Written
 
 YAML = (".yaml", ".yml")
@@ -38,20 +41,47 @@ class Definition:
     stages: tuple[Stage, ...]  # those with runs of their own, in the order of the file
     declared: tuple[Stage, ...]  # also those that are only the `next=` of another
     module: ModuleType | None = None  # None: it is in YAML
-    written: Mapping[str, Sequence[Written]] = field(default_factory=dict)  # stage -> its runs as YAML has them
+    # stage -> its runs as YAML or a list of experiments has them
+    written: Mapping[str, Sequence[Written | Listed]] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()  # what its author should know
     questions: tuple[Question, ...] = ()  # that its runs shall answer
+    problems: tuple[str, ...] = ()  # what is wrong with its list of experiments, where that is to be said later
+
+    def families(self) -> list[Any]:
+        """The families that are its own: those of its stages, and FAMILY."""
+        found = [stage.family for stage in self.stages]
+        if self.module is not None:
+            found.append(getattr(self.module, experiments.FAMILY, None))
+        return [family for family in found if hasattr(family, "Config")]
 
     def rule(self, stage_name: str) -> Stage | None:
         """The stage of that name, also where it is only the `next=` of another; None when there is none."""
         return next((stage for stage in _reachable(self.declared) if stage.name == stage_name), None)
 
 
-def load(path: str | Path) -> Definition:
-    """Execute or read a definition file and find its stages. Raises InputError with everything that is wrong."""
-    path = Path(path)
+def load(path: str | Path, later: bool = False) -> Definition:
+    """Execute or read a definition file and find its stages. Raises InputError with everything that is wrong.
+
+    With `later` what is wrong with a list of experiments is left in `problems`: to be said together with what is wrong
+    with its configs, of which only the family knows.
+    """
+    path, name = _parted(Path(path))
     content = _read(path)
-    return _of_yaml(path, content) if path.suffix in YAML else _definition(path, content)
+    if path.suffix in YAML:
+        if name is not None:
+            raise InputError(f"{path}:{name}: a study in YAML has no lists to choose from", f"rnnq init {path}")
+        return _of_yaml(path, content)
+    return _definition(path, content, name, later)
+
+
+def _parted(path: Path) -> tuple[Path, str | None]:
+    """The file, and the list of experiments of it that `FILE.py:NAME` names. A file that has a colon is one."""
+    file, colon, name = path.name.rpartition(":")
+    if not colon or not file.endswith((".py", *YAML)) or os.path.lexists(path):
+        return path, None
+    if not name.isidentifier():
+        raise InputError(f"{path}: {name!r} is no name of a list", f"{path.with_name(file)}:{experiments.LIST}")
+    return path.with_name(file), name
 
 
 def _read(path: Path) -> bytes:
@@ -76,17 +106,34 @@ def _read(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _definition(path: Path, content: bytes) -> Definition:
-    """What `content`, the bytes of `path`, defines. They are read once, so that the hash is of what was executed."""
+def _definition(path: Path, content: bytes, name: str | None = None, later: bool = False) -> Definition:
+    """What `content`, the bytes of `path`, defines. They are read once, so that the hash is of what was executed.
+
+    With a name that list of experiments alone; else all stages of the file, and then its EXPERIMENTS.
+    """
     module = python.execute(path, content)
-    declared, questions = _declared(module), _questions(module)
-    problems = [f"{path}: {problem}" for problem in [*_problems(declared), *_asked_twice(questions)]]
-    if problems:
+    declared, questions = ([], []) if name is not None else (_declared(module), _questions(module))
+    listed = experiments.read(vars(module), str(path), name, needed=not declared)
+    listed.problems += _named_alike(declared, listed)
+    found = [*_problems(declared, listed), *_asked_twice(questions)]
+    if not later:
+        found += listed.problems
+    if found:
         sys.modules.pop(module.__name__, None)
-        raise InputError(problems, f"a definition has at least one stage, for example: {EXAMPLE}")
-    stages = tuple(stage for stage in declared if stage.sweep is not None)
-    sha256 = hashlib.sha256(content).hexdigest()
-    return Definition(path, sha256, stages, tuple(declared), module, questions=tuple(questions))
+        hint = (
+            experiments.EXAMPLE if listed.problems else f"a definition has at least one stage, for example: {EXAMPLE}"
+        )
+        raise InputError([f"{path}: {problem}" for problem in found], hint)
+    return Definition(
+        path,
+        hashlib.sha256(content).hexdigest(),
+        (*(stage for stage in declared if stage.sweep is not None), *listed.stages),
+        (*declared, *listed.stages),
+        module,
+        listed.runs,
+        questions=tuple(questions),
+        problems=tuple(f"{path}: {problem}" for problem in listed.problems),
+    )
 
 
 def _of_yaml(path: Path, content: bytes) -> Definition:
@@ -128,9 +175,9 @@ def _reachable(stages: Iterable[Stage]) -> list[Stage]:
     return list(found.values())
 
 
-def _problems(declared: list[Stage]) -> list[str]:
+def _problems(declared: list[Stage], listed: Found) -> list[str]:
     if not declared:
-        return ["lacks `stage`: no name in it holds a stage"]
+        return [] if listed.stages or listed.problems else ["lacks `stage`: no name in it holds a stage"]
     reachable = _reachable(declared)
     follows = [stage.next for stage in reachable if stage.next is not None]
     names = Counter(stage.name for stage in reachable)
@@ -140,9 +187,15 @@ def _problems(declared: list[Stage]) -> list[str]:
         problems += [f"stage {stage.name} {problem}" for problem in _stage_problems(stage, is_next)]
         if stage.sweep is not None and all(stage is not other for other in declared):
             problems.append(f"stage {stage.name} is only the next= of another, and its sweep would never be used")
-    if not any(stage.sweep is not None for stage in declared) and not problems:
+    has_runs = any(stage.sweep is not None for stage in declared) or listed.stages or listed.problems
+    if not has_runs and not problems:
         problems.append("no stage has a sweep")
     return problems
+
+
+def _named_alike(declared: Iterable[Stage], listed: Found) -> list[str]:
+    both = {stage.name for stage in _reachable(declared)} & {stage.name for stage in listed.stages}
+    return [f"a stage and a group of {experiments.LIST} are both named {name}" for name in sorted(both)]
 
 
 def _stage_problems(stage: Stage, is_next: bool) -> list[str]:
@@ -200,7 +253,8 @@ def load_source(source: str, sha256: str, defs_dir: str | Path) -> Definition:
             f"{path} has changed since the stage was made: its sha256 is {found[:12]}, recorded is {sha256[:12]}",
             _source_hint(),
         )
-    return _definition(path, content)
+    # a list may be at fault that `init` was not asked for, and of the one that it was only FAMILY is needed
+    return _definition(path, content, later=True)
 
 
 def _source_hint() -> str:

@@ -83,9 +83,9 @@ def as_family(found: Any) -> Family | Generator:
 
 
 def _in_definition(name: str, definition: Definition) -> Any:
-    for stage in definition.stages:
-        if not isinstance(stage.family, str) and name_of(stage.family) == name:
-            return stage.family
+    for family in definition.families():
+        if name_of(family) == name:
+            return family
     raise InputError(f"{definition.path} has no family {name}", "did its name change since `rnnq init`?")
 
 
