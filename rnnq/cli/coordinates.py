@@ -53,7 +53,7 @@ def coordinates(
     found = checks.slopes(rows)
     _draw(rows, found, draw)
     shown = _table(found, steps, 3 if format is Format.table else 15)
-    title = f"log-log slopes over the width: of the logits' size at the start, and of what {steps} steps change in each"
+    title = f"slopes over the width, log-log: logits at the start, then what {steps} steps change"
     output.rows(format, shown, list(shown[0]), title)
 
 
