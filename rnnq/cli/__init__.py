@@ -18,6 +18,7 @@ import typer
 from rnnq import __version__
 from rnnq.cli import (
     compare,
+    coordinates,
     database,
     define,
     doctor,
@@ -59,6 +60,9 @@ app.command("stages", epilog="Example: rnnq stages")(compare.stages)
 app.command("diff", epilog="Example: rnnq diff 3 12")(compare.diff)
 app.command("sample", epilog='Example: rnnq sample 12 --prompt "def " --length 300 --temperature 0.7')(sample.sample)
 app.command("verify-resume", epilog="Example: rnnq verify-resume defs/stage1.py --times 5")(verify.verify_resume)
+app.command("coordinates", epilog="Example: rnnq coordinates --widths 16,64,256 --set tie_embeddings=true")(
+    coordinates.coordinates
+)
 app.command("retry", epilog="Example: rnnq retry --filter \"cause = 'oom'\" --set batch_size=128")(steer.retry)
 app.command("cancel", epilog='Example: rnnq cancel --filter "lr>0.01"')(steer.cancel)
 app.command("pause", epilog="Example: rnnq pause stage1")(steer.pause)
@@ -79,7 +83,7 @@ app.add_typer(database.app, name="db", rich_help_panel="Data")
 
 PANELS = {  # under which head `rnnq --help` shows a command
     "Make": ("init",),
-    "Train": ("worker", "workers", "train", "verify-resume"),
+    "Train": ("worker", "workers", "train", "verify-resume", "coordinates"),
     "Look": ("status", "plan", "ls", "show", "logs", "stages", "diff", "sample"),
     "Refine": ("examine", "promote"),
     "Steer": ("retry", "cancel", "pause", "resume", "priority", "extend", "note", "tag", "rename", "delete"),
