@@ -238,6 +238,13 @@ def test_only_refuses_what_no_run_is_called_and_takes_a_label_with_commas_whole(
     assert labels(plan.only(stages(path), ["width=4, steps=1"])) == {"s": ["width=4, steps=1"]}
 
 
+def test_only_takes_the_experiments_of_a_study_in_yaml(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    two = "[{name: a, overrides: {n_layers: 1}}, {name: b, overrides: {n_layers: 2}}]"
+    path.write_text(f"family: dynamics\nn_seeds: 2\nexperiments: {two}\n")
+    assert labels(plan.only(stages(path), ["b"])) == {"sweep": ["b", "b"]}
+
+
 def test_init_says_what_it_would_add_by_label_and_how_many(cli: Cli, tmp_path):
     write(tmp_path)
     done = cli("init", "study.py", "--dry-run", "--only", "w64,w8")
