@@ -28,7 +28,7 @@ CONFIG = {
     "lr_schedule": "cosine_warmup",
     "csv_log_interval": 60,
 }
-RATES = [10**-2.5, 10**-2, 10**-1.5, 10**-1]
+RATES = [10**-2, 10**-1.5, 10**-1, 10**-0.5]
 
 
 def widths(name, ending, **more):

@@ -165,7 +165,10 @@ def only(stages: Sequence[NewStage], labels: Sequence[str]) -> list[NewStage]:
     missing = sorted(wanted - known)
     if missing or not wanted:
         plain = {run.label for stage in stages for run in stage.runs}
-        near = [f"no run has the label {label!r} ({nearest(label, plain)})" for label in missing]
+        near = [
+            f"no run has the label {label!r} ({nearest(label, known - plain if '/' in label else plain)})"
+            for label in missing
+        ]
         raise InputError(near or ["--only names no label"])
     return [
         replace(stage, runs=runs, partial=len(runs) < len(stage.runs))
@@ -266,8 +269,8 @@ def new_stage(name: str, origin: Origin, entries: Sequence[Entry], progress: Pro
             parents = configs[key][2]
             parents += [parent for parent in entry.parents if parent not in parents]
     data = _datasets(firsts, problems)
-    if problems.found:
-        raise InputError(problems.lines(len(entries)))
+    if wrong := problems.lines(len(entries)):
+        raise InputError(wrong)
     runs = [_new_run(origin.family, key, config, entry, tuple(of)) for key, (config, entry, of) in configs.items()]
     return NewStage(
         name=name,

@@ -13,7 +13,7 @@ from rnnq.cli import output
 from rnnq.cli.options import DB, DEFS, Db, Defs, DryRun, Format, Rows
 from rnnq.errors import InputError
 
-SHOWN = 20  # labels of a stage that --dry-run tells of; all of them in JSON
+SHOWN = 8  # labels of a stage that --dry-run tells of; all of them in JSON
 
 if TYPE_CHECKING:
     from rnnq.definitions import Definition

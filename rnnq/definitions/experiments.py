@@ -16,6 +16,7 @@ makes such lists is in variations.py.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -199,16 +200,13 @@ class _Reader:
     def _refuse_clashes(self, group: str, labels: Sequence[str]) -> None:
         """Labels of one group that are equal, or that would be the name of one file."""
         stems: dict[str, str] = {}
-        told: set[str] = set()
-        for label in labels:
+        for label, count in Counter(labels).items():
             first = stems.setdefault(file_stem(label), label)
-            if first == label and labels.count(label) > 1 and label not in told:
-                self._note(f"group {group}: {labels.count(label)} runs have the label {label!r}")
-                told.add(label)
-            elif first != label and label not in told:
-                self._note(f"group {group}: {first!r} and {label!r} are the same as the name of a file, "
-                           f"{file_stem(label)}.csv")  # fmt: skip
-                told.add(label)
+            if count > 1:
+                self._note(f"group {group}: {count} runs have the label {label!r}")
+            if first != label:
+                same = f"{first!r} and {label!r} are the same as the name of a file"
+                self._note(f"group {group}: {same}, {file_stem(label)}.csv")
 
     def _make(self, name: str, runs: Sequence[tuple[str, dict[str, Any]]]) -> None:
         configs = [{**self.base, **overrides} for _, overrides in runs]

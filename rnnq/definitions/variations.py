@@ -87,7 +87,7 @@ def create_multi_seed_experiments(groups: Iterable[Mapping[str, Any]], seeds: Se
     """Each run with each seed, which is put behind its label; the groups keep their names."""
     if isinstance(seeds, int):
         raise InputError(f"seeds are a list, not {seeds!r}", f"range({seeds})")
-    listed = list(seeds)
+    listed = [_plain(seed) for seed in seeds]
     wrong = [seed for seed in listed if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0]
     twice = [seed for seed, count in Counter(listed).items() if count > 1] if not wrong else []
     problems = [f"{seed!r} is no seed: a whole number, at least 0" for seed in wrong]
@@ -144,11 +144,16 @@ def _problems(number: int, group: Any) -> list[str]:
     return problems
 
 
+def _plain(number: Any) -> Any:
+    """A number of numpy as Python's own."""
+    return number.item() if hasattr(number, "item") else number
+
+
 def _rates(lrs: Sequence[float]) -> list[float]:
     """Learning rates as floats. Raises InputError for what is none, and for rates that labels would not tell apart."""
     if isinstance(lrs, (int, float)):
         raise InputError(f"learning rates are a list, not {lrs!r}", f"[{lrs!r}]")
-    listed = [lr.item() if hasattr(lr, "item") else lr for lr in lrs]
+    listed = [_plain(lr) for lr in lrs]
     problems = [] if listed else ["there are no learning rates"]
     is_rate = [isinstance(lr, (int, float)) and not isinstance(lr, bool) and 0 < lr < math.inf for lr in listed]
     problems += [f"{lr!r} is no learning rate" for lr, fine in zip(listed, is_rate, strict=True) if not fine]
