@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +72,10 @@ class Vocabulary:
             pairs.append((signs[left], signs[right]))
         vocabulary = {sign: number for number, sign in enumerate(signs) if sign}
         return _of_words(library, library.models.BPE(vocab=vocabulary, merges=pairs))
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        """The bytes that some ids stand for."""
+        return b"".join(map(self.tokens.__getitem__, ids))
 
     def encode(self, content: bytes) -> Ids:
         """The ids of some bytes, all at once."""
@@ -225,8 +229,3 @@ def _library() -> Any:
     except ImportError as error:
         raise DataError("tokens other than bytes need the package tokenizers, which is not installed", HINT) from error
     return tokenizers
-
-
-def decode(tokens: Sequence[bytes], ids: Sequence[int]) -> bytes:
-    """The bytes that some ids stand for."""
-    return b"".join(tokens[number] for number in ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from rnnq import checkpoint, config, db, definitions, families, runs, stored, train
 from rnnq.checkpoint import Owner, Saved
-from rnnq.errors import Damaged, InputError
+from rnnq.errors import Damaged, DataError, InputError
 from rnnq.families.base import Family, Generator, State
 
 LONGEST = 1_000_000  # tokens
@@ -27,7 +28,7 @@ class Request:
     """What shall be written."""
 
     prompt: str
-    length: int  # tokens; of the family dynamics: bytes
+    length: int  # tokens: of the family dynamics bytes, or what its config says
     temperature: float = 1.0  # 0 takes the likeliest token each time
     seed: int = 0
     which: str | None = None  # best, last; by default the best where one is kept, else the last
@@ -72,6 +73,7 @@ def sample(engine: Engine, run: int, request: Request, device: torch.device, def
             f"run {run} was made by another version of {row['family']}; here it has version {run_config.version}",
             "the code as it was when the stage was made can read it",
         )
+    _check_learnt(engine, row, run_config)
     train.seed_everything(run_config.seed)
     drawn = family.init([run_config])
     opened = _open(engine, row, request.which, bool(drawn.carried))
@@ -113,6 +115,21 @@ def _family(engine: Engine, row: Row, defs: Path) -> Family:
             "make it a class with build and sample; see docs/families.md",
         )
     return family
+
+
+def _check_learnt(engine: Engine, row: Row, run_config: config.Config) -> None:
+    """Raises DataError where tokens that were learnt from a corpus would be learnt from another one here."""
+    if not str(getattr(run_config, "tokens", "")).startswith("bpe:"):
+        return
+    with db.reading(engine) as connection:
+        data = connection.execute(text("SELECT data FROM stages WHERE name = :name"), {"name": row["stage"]}).scalar()
+    known = json.loads(data or "{}")
+    for name, sha256 in run_config.datasets().items():
+        if known.get(name, sha256) != sha256:
+            raise DataError(
+                f"{name} has sha256 {sha256[:12]} here; run {row['id']} was trained with {known[name][:12]}",
+                "its tokens were learnt from that text; bring it here",
+            )
 
 
 # --------------------------------------------------------------------------------------------------- checkpoints

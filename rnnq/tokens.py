@@ -73,7 +73,7 @@ class Tokens:
         found = np.asarray(ids)
         if self.vocabulary is None:
             return found.astype(np.uint8).tobytes()
-        return bpe.decode(self.vocabulary.tokens, found.ravel().tolist())
+        return self.vocabulary.decode(found.ravel().tolist())
 
     def encode(self, text: bytes | str) -> NDArray[np.integer]:
         """The ids of a text, (n,); of a str its UTF-8, with bytes that are none as os.fsdecode has them.
@@ -153,6 +153,16 @@ def bytes_of(corpus: Corpus, characters: int) -> int:
             "a longer text, or none for all of it",
         )
     return len(corpus.bytes)
+
+
+def vocabulary(corpus: str, name: str) -> Vocabulary | None:
+    """What turns text into ids and back; None for bytes. Of these kinds bpe:N alone needs the corpus.
+
+    Raises DataError when it cannot be had.
+    """
+    if name == "bytes":
+        return None
+    return bpe.gpt2() if name == "gpt2" else load(corpus, name).vocabulary
 
 
 _lock = threading.Lock()

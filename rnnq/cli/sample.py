@@ -26,7 +26,9 @@ class Which(StrEnum):
 def sample(
     run: RunId,
     prompt: Annotated[str, typer.Option("--prompt", help="What it goes on from; may be empty.")] = "",
-    length: Annotated[int, typer.Option("--length", help="How many tokens to write; for dynamics: bytes.")] = 500,
+    length: Annotated[
+        int, typer.Option("--length", help="How many tokens to write: bytes, unless the config says otherwise.")
+    ] = 500,
     temperature: Annotated[
         float, typer.Option("--temperature", help="0 takes the likeliest token each time; 1 draws as it was trained.")
     ] = 1.0,

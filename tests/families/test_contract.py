@@ -272,6 +272,7 @@ CASES = {
     "dynamics ....N.R": dynamics("....N.R"),
     "dynamics IFOSNLR": dynamics("IFOSNLR", n_layers=2, seed=3),
     "dynamics .F.S.L.": dynamics(".F.S.L.", n_layers=3),
+    "dynamics on learnt tokens": dynamics(".F.SN.R", n_layers=2, tokens="bpe:300"),
     "fsm lstm": fsm("lstm", seed=2, weight_decay=0.01),
     "fsm transformer": fsm("transformer", seed=4),
     "fsm rnn": fsm("rnn", seed=5, activation="relu"),

@@ -2,8 +2,11 @@
 
 A low loss alone proves no memory: the best run of the original study whose recurrence was never trained still had
 1.78 nats per byte, below the 1.9 that its author took as proof. Two comparisons are drawn instead, both on held-out
-bytes. Below its own loss with every state zeroed, a net depends on its states. Below a bigram table, it predicts
+text. Below its own loss with every state zeroed, a net depends on its states. Below a bigram table, it predicts
 better than whatever knows the current byte alone. A net uses its memory when both hold.
+
+Losses of runs on other tokens than bytes are shown per byte, too: all of a run are measured on the same windows, so
+that one factor turns them.
 """
 
 from __future__ import annotations
@@ -26,9 +29,11 @@ WORDS = {
     "loss": "lowest training loss (moving average)",
     "val_loss": "held-out loss",
     "val_bpb": "held-out loss",
+    "val_loss_per_byte": "held-out loss",
     "val_loss_no_state": "held-out loss, states zeroed",
     "test_loss": "test loss",
     "test_bpb": "test loss",
+    "test_loss_per_byte": "test loss",
     "steps_per_s": "speed",
 }
 CURVE_WORDS = {**WORDS, "loss": "training loss (moving average)"}
@@ -68,22 +73,32 @@ def drawn(runs: DataFrame) -> list[int]:
 
 
 def judge(runs: DataFrame) -> DataFrame:
-    """The finished runs with both held-out losses, lowest val_loss first, each with what it shows.
+    """The finished runs with both held-out losses, lowest val_loss first, each with what it shows; in nats per byte.
 
     needs_state    its loss is below that without states
     beats_bigram   its loss is below that of a table of the current byte
     uses_memory    both
     passes_bound   its training loss is below the bound of the original study
+    per_byte       tokens in a byte of held-out text, which its losses have been multiplied with
     """
     if not set(CURVES) <= set(runs.columns):
         return runs.iloc[:0]
     finite = np.isfinite(runs[list(CURVES)]).all(axis=1)
-    found = runs[(runs["state"] == "done") & finite].sort_values(["val_loss", "id"])
+    found = _per_byte(runs[(runs["state"] == "done") & finite]).sort_values(["val_loss", "id"])
     needs = found["val_loss"] < found["val_loss_no_state"]
     beats = found["val_loss"] < found["bigram_loss"]
     return found.assign(
         needs_state=needs, beats_bigram=beats, uses_memory=needs & beats, passes_bound=found["loss"] < SEED_BOUND
     )
+
+
+def _per_byte(runs: DataFrame) -> DataFrame:
+    """With the training loss it is exact only where training text has as many bytes a token as held-out text."""
+    if "val_loss_per_byte" not in runs.columns:
+        return runs.assign(per_byte=1.0)
+    factor = (runs["val_loss_per_byte"] / runs["val_loss"]).fillna(1.0)
+    names = [name for name in ("loss", *CURVES, *TABLES) if name in runs.columns]
+    return runs.assign(per_byte=factor, **{name: runs[name] * factor for name in names})
 
 
 def summary(judged: DataFrame) -> list[str]:
@@ -101,6 +116,7 @@ def summary(judged: DataFrame) -> list[str]:
 def _curves_of(best: DataFrame, curves: DataFrame) -> DataFrame:
     """run, step, val_loss, val_loss_no_state of the best runs; what is not finite is left out."""
     kept = curves[curves["run"].isin(best["id"]) & curves["name"].isin(CURVES) & np.isfinite(curves["value"])]
+    kept = kept.assign(value=kept["value"] * kept["run"].map(best.set_index("id")["per_byte"]))
     wide = kept.pivot(index=["run", "step"], columns="name", values="value").reset_index()
     return wide.reindex(columns=["run", "step", *CURVES])
 

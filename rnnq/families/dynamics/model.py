@@ -362,8 +362,7 @@ class Dynamics(Family):
         found: list[bytes | str] = []
         for k, (config, prompt, seed) in enumerate(zip(configs, prompts, seeds, strict=True)):
             params = {name: p[k : k + 1] for name, p in state.params.items()}
-            # bytes mean what they do anywhere; of other tokens the corpus is asked, from which they may be learnt
-            known = None if config.tokens == "bytes" else self._tokens(config)
+            known = tokens.vocabulary(config.corpus, config.tokens)
             content = prompt.encode("utf-8", "surrogateescape") or b"\n"
             ids = content if known is None else known.encode(content).tolist()
             written = write(config, params, ids, length, temperature, seed)
