@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,14 @@ SOON = 3.0  # seconds within which a process that breaks the connection is seen 
 
 class CannotShare(InputError):
     """The runs of a family cannot be trained by several processes, or not by so many. None of them is to blame."""
+
+
+@contextlib.contextmanager
+def _sharing() -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        raise CannotShare(error.problems, error.hint) from error
 
 
 class Ranks:
@@ -101,12 +109,10 @@ class Ranks:
 
     def check(self, family: Family, data: Any, carried: dict[str, Tensor]) -> None:
         """Raises CannotShare where the family cannot part this batch, or what is carried, for so many processes."""
-        try:
+        with _sharing():
             for rank in range(self.size):
                 family.share(data, rank, self.size)
                 family.carried_share(carried, rank, self.size)
-        except InputError as error:
-            raise CannotShare(error.problems, error.hint) from error
 
     def share(self, family: Family, data: Any) -> Any:
         """This process's part of a batch."""
@@ -117,7 +123,10 @@ class Ranks:
         return {name: c.contiguous() for name, c in family.carried_share(carried, self.rank, self.size).items()}
 
     def joined(self, family: Family, carried: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What is carried as a whole, where process 0 asks for it; the others get their own part back."""
+        """What is carried as a whole, where process 0 asks for it; the others get their own part back.
+
+        Raises CannotShare where the parts do not make a whole.
+        """
         if not carried:
             return carried
         self.say(JOIN)
@@ -126,7 +135,9 @@ class Ranks:
         dist.gather_object(mine, parts, 0, group=self.control)
         if parts is None:
             return carried
-        return {name: c.to(self.device) for name, c in family.joined(parts).items()}
+        with _sharing():
+            whole = family.joined(parts)
+        return {name: c.to(self.device) for name, c in whole.items()}
 
     # --------------------------------------------------------------------------------------------------- the step
 
