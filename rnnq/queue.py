@@ -29,6 +29,7 @@ from unicodedata import category
 from sqlalchemy import Connection, Engine, bindparam, text
 
 from rnnq import db, gates, host
+from rnnq.databases.words import IN_RANGE, LEVELS
 from rnnq.errors import Conflict, DatabaseError, InputError, LeaseLost
 
 CHUNK = 2000  # rows a transaction of init inserts: about 0.05 s, so that nobody's heartbeat waits long
@@ -42,6 +43,7 @@ DELAY = 60.0  # seconds until a run that failed for such a cause is tried again;
 P = ParamSpec("P")
 T = TypeVar("T")
 Point = tuple[str, int, float]  # name, step, value
+Range = tuple[int, int]  # the first and the last of ids
 Saved = Mapping[str, Any]  # a checkpoint file: path below the root, step, sha256, bytes
 
 
@@ -662,19 +664,26 @@ def claim(
     without: Iterable[str] = (),
     now: float | None = None,
     kind: tuple[str, str | None] | None = None,
+    within: Range | None = None,
 ) -> list[Claim]:
     """Take up to `limit` pending runs: highest priority first, then oldest; none of the stages `without`.
 
-    With `kind`, a stage and a pack key, only runs that can be trained together as one pack.
+    With `kind`, a stage and a pack key, only runs that can be trained together as one pack; with `within`, only runs
+    of that range of ids.
 
     Each claim is ours for LEASE seconds unless `beat` renews it. An empty list means that nothing is pending now,
     not that all is done. `provenance` goes into the attempt's row: host, device, git_commit, git_dirty,
     command_line, versions.
     """
-    scope = {"stage": stage, "without": _dump(list(without))}
+    scope = _scope_of(stage, without, within)
     if kind is not None:
         scope |= {"stage": kind[0], "pack_key": kind[1]}
     return [_claim_of(row, worker) for row in _take(engine, worker, provenance, limit, scope, now)]
+
+
+def _scope_of(stage: str | None, without: Iterable[str], within: Range | None) -> dict[str, Any]:
+    scope = {"stage": stage, "without": _dump(list(without))}
+    return scope if within is None else scope | {"first": within[0], "last": within[1]}
 
 
 @db.retried
@@ -697,16 +706,19 @@ def _take(
     return rows
 
 
-def _claim_statement(connection: Connection, alike: bool = False) -> str:
-    """Of one shape only, through the index that begins with it; or of any."""
+def _claim_statement(connection: Connection, alike: bool = False, within: bool = False) -> str:
+    """Of one shape only, through the index that begins with it; or of any. `within` a range of ids; or anywhere."""
     words = db.words(connection)
-    found = _CLAIM.format(with_=words.claim_with, claimable=words.claimable)
+    with_, claimable = words.claim_with, words.claimable
+    if within:
+        with_, claimable = words.claim_with_within, words.claimable_within
+    found = _CLAIM.format(with_=with_, claimable=claimable)
     some = " AND inner_run.pack_key = :pack_key ORDER BY inner_run"
     return re.sub(r"\s+ORDER BY inner_run", some, found) if alike else found
 
 
 def _claimed(connection: Connection, values: Mapping[str, Any]) -> list[Any]:
-    statement = text(_claim_statement(connection, "pack_key" in values))
+    statement = text(_claim_statement(connection, "pack_key" in values, "first" in values))
     rows: list[Any] = []
     # the heads of the queues, and more of them only where rivals had all of these
     for rivals in db.words(connection).rivals:
@@ -733,25 +745,32 @@ class Ahead:
 MANY = 4096
 
 
-def ahead(engine: Engine, stage: str | None = None, without: Iterable[str] = ()) -> Ahead | None:
+def ahead(
+    engine: Engine, stage: str | None = None, without: Iterable[str] = (), within: Range | None = None
+) -> Ahead | None:
     """What `claim` would take now; None when nothing is pending. Nothing is promised: others claim meanwhile."""
-    head = f"""SELECT head.id, head.stage, head.family, head.config, head.budget, head.pack_key, stages.source_sha256,
-                     CASE WHEN stages.family_in_source THEN stages.source END AS source
-              FROM intakes JOIN stages ON stages.name = intakes.stage
+    skipped = db.words(engine).words("without")
+    stages = f"""FROM intakes JOIN stages ON stages.name = intakes.stage
               JOIN runs AS head ON head.id = (
                   SELECT inner_run.id FROM runs AS inner_run
                   WHERE inner_run.state = 'pending' AND inner_run.intake = intakes.id
                   AND inner_run.stage = intakes.stage
                   ORDER BY inner_run.priority DESC, inner_run.id LIMIT 1)
               WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
-              AND stages.name NOT IN {db.words(engine).words("without")}
+              AND stages.name NOT IN {skipped}"""
+    levels = f"""FROM levels JOIN stages ON stages.name = levels.stage
+              JOIN runs AS head ON head.id = (SELECT inner_run.id FROM runs AS inner_run WHERE {IN_RANGE} LIMIT 1)"""
+    head = f"""{"" if within is None else LEVELS.format(skipped)}
+              SELECT head.id, head.stage, head.family, head.config, head.budget, head.pack_key, stages.source_sha256,
+                     CASE WHEN stages.family_in_source THEN stages.source END AS source
+              {stages if within is None else levels}
               ORDER BY head.priority DESC, head.id LIMIT 1"""
-    alike = """SELECT count(*) FROM (
+    alike = f"""SELECT count(*) FROM (
                    SELECT 1 FROM intakes JOIN runs ON runs.intake = intakes.id AND runs.stage = intakes.stage
                    WHERE intakes.complete AND intakes.stage = :stage AND runs.state = 'pending'
-                   AND runs.pack_key = :pack_key LIMIT :many) AS alike"""
+                   AND runs.pack_key = :pack_key{_in_range("runs", within)} LIMIT :many) AS alike"""
     with db.reading(engine) as connection:
-        row = connection.execute(text(head), {"stage": stage, "without": _dump(list(without))}).one_or_none()
+        row = connection.execute(text(head), _scope_of(stage, without, within)).one_or_none()
         if row is None:
             return None
         values = {"stage": row.stage, "pack_key": row.pack_key, "many": MANY}
@@ -766,6 +785,11 @@ def ahead(engine: Engine, stage: str | None = None, without: Iterable[str] = ())
         workers=workers,
         **{name: getattr(row, name) for name in names},
     )
+
+
+def _in_range(runs: str, within: Range | None) -> str:
+    """For a WHERE; the ids are ours, not a user's words."""
+    return "" if within is None else f" AND {runs}.id BETWEEN {int(within[0])} AND {int(within[1])}"
 
 
 def packs(engine: Engine, shape: str) -> list[dict[str, Any]]:
@@ -806,14 +830,14 @@ def _claim_of(row: Any, worker: str) -> Claim:
     )
 
 
-def count(engine: Engine, stage: str | None = None) -> tuple[int, int]:
+def count(engine: Engine, stage: str | None = None, within: Range | None = None) -> tuple[int, int]:
     """Runs in the scope that are open (pending, running, or waiting and able to open), and all of them.
 
     Paused stages are out of every worker's scope.
     """
-    sql = """SELECT runs.state IN ('waiting', 'pending', 'running') AS open, count(*) AS n
+    sql = f"""SELECT runs.state IN ('waiting', 'pending', 'running') AS open, count(*) AS n
              FROM intakes JOIN stages ON stages.name = intakes.stage
-             JOIN runs ON runs.intake = intakes.id AND runs.stage = intakes.stage
+             JOIN runs ON runs.intake = intakes.id AND runs.stage = intakes.stage{_in_range("runs", within)}
              WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
              GROUP BY open"""
     with db.reading(engine) as connection:
@@ -821,7 +845,9 @@ def count(engine: Engine, stage: str | None = None) -> tuple[int, int]:
     return found.get(True, 0), sum(found.values())
 
 
-def has_open(engine: Engine, stage: str | None = None, without: Iterable[str] = ()) -> bool:
+def has_open(
+    engine: Engine, stage: str | None = None, without: Iterable[str] = (), within: Range | None = None
+) -> bool:
     """Whether anything in the scope is open: looks at one row, not at all of them.
 
     A run that waits is, while something goes on anywhere that may let it go on, or its time will come.
@@ -830,19 +856,20 @@ def has_open(engine: Engine, stage: str | None = None, without: Iterable[str] = 
              WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
              AND stages.name NOT IN {}
              AND EXISTS (SELECT 1 FROM runs WHERE runs.intake = intakes.id AND runs.stage = intakes.stage
-                         AND runs.state IN {}) LIMIT 1"""
+                         AND runs.state IN {}{}) LIMIT 1"""
     anywhere = """SELECT 1 WHERE EXISTS (SELECT 1 FROM runs WHERE state = 'waiting' AND wake_at > 0)
                   OR EXISTS (SELECT 1 FROM runs WHERE state = 'running' AND lease_until > 0)"""
     with db.reading(engine) as connection:
         skipped = db.words(connection).words("without")
 
-        def there_is(states: str, stage: str | None) -> bool:
+        def there_is(states: str, stage: str | None, within: Range | None = None) -> bool:
             values = {"stage": stage, "without": _dump(list(without))}
-            return connection.execute(text(sql.format(skipped, states)), values).first() is not None
+            statement = sql.format(skipped, states, _in_range("runs", within))
+            return connection.execute(text(statement), values).first() is not None
 
-        if there_is("('pending', 'running')", stage):
+        if there_is("('pending', 'running')", stage, within):
             return True
-        if not there_is("('waiting')", stage):
+        if not there_is("('waiting')", stage, within):
             return False
         return connection.execute(text(anywhere)).first() is not None or there_is("('pending')", None)
 

@@ -25,6 +25,7 @@ from rnnq import optimizer
 from rnnq.config import Config
 from rnnq.errors import Diverged, InputError, LeaseLost, RnnqError
 from rnnq.families.base import Family, Generator, Parent, State
+from rnnq.ranks import STEP, Ranks
 
 Point = tuple[str, int, float]  # name, step, value
 Shrink = Callable[[int, int], int | None]  # members active, members held -> a smaller pack's size, or None
@@ -131,11 +132,14 @@ def together(
     device: torch.device,
     every: Every,
     shrink: Shrink = as_it_is,
+    ranks: Ranks | None = None,
 ) -> Iterator[tuple[Member, Outcome]]:
     """Train runs of equal shape as one pack. Each is given out the moment it ends: at its budget, by its desk's wish,
     because it diverged, or because it is no longer ours; the others go on.
 
     `shrink` says to which size a pack goes, of which so many members of so many are still active, or None to leave it.
+    `ranks` are the processes that train a run together; this is the one that evaluates and has a desk.
+
     Raises whatever the family, or a desk but for LeaseLost, raises: then no member that was not yet given out has
     ended, and what it measured is left with its desk.
     """
@@ -150,13 +154,16 @@ def together(
                 f"{type(member.config).__name__} does not say how many steps a run takes",
                 "give it a field `steps`, or a steps_total() of its own",
             )
-    training = Training(family, members, device)
+    training = Training(family, members, device, ranks)
     try:
         yield from _run(training, Pace(every), shrink)
     except Exception:
         for member in training.active:
             member.desk.leave_behind(member.take_points())
         raise
+    finally:
+        if ranks is not None:
+            ranks.end()
 
 
 def to_device(data: Any, device: torch.device) -> Any:
@@ -405,7 +412,9 @@ class Training:
     A member that has ended stays in its row, frozen, until the pack is made smaller: rows are independent.
     """
 
-    def __init__(self, family: Family, members: Sequence[Member], device: torch.device) -> None:
+    def __init__(
+        self, family: Family, members: Sequence[Member], device: torch.device, ranks: Ranks | None = None
+    ) -> None:
         self.family, self.device = family, device
         self.rows = list(members)  # by their place on the axis
         self.active = list(members)
@@ -430,6 +439,23 @@ class Training:
                 member.resumed = None  # its tensors are no longer needed
         if self.size == 1:
             set_random_state(members[0].rng, device)
+        self.ranks: Ranks | None = None
+        if ranks is not None:
+            self._share_out(ranks)
+
+    def _share_out(self, ranks: Ranks) -> None:
+        """From now on this process has its own part of each batch, and of what is carried."""
+        [member] = self.rows
+        place = member.step - member.is_at_end()  # after the last step there may be no further batch
+        data = self.family.batch([member.config], [place])
+        ranks.check(self.family, data, self.carried)
+        ranks.begin(lambda: self.state(member))
+        before = random_state(self.device)
+        self.carried = ranks.carried_share(self.family, self.carried)
+        mine = to_device(ranks.share(self.family, data), self.device)
+        ranks.wrap(self.family, State(self.params, self.carried), mine)
+        set_random_state(before, self.device)
+        self.ranks = ranks
 
     @property
     def size(self) -> int:
@@ -473,17 +499,28 @@ class Training:
 
     def update(self) -> None:
         """One optimiser step of every active member."""
+        if self.ranks is not None:
+            self.ranks.say(STEP)
+            self.ranks.broken = True
         configs = [member.config for member in self.rows]
         # of a member that has ended the last step again: there may be no further one
         steps = [max(0, member.step - (k in self.frozen)) for k, member in enumerate(self.rows)]
-        data = to_device(self.family.batch(configs, steps), self.device)
-        losses, gradients, carried = gradients_of(self.family, State(self.params, self.carried), data)
+        data = self.family.batch(configs, steps)
+        data = to_device(data if self.ranks is None else self.ranks.share(self.family, data), self.device)
+        find = gradients_of if self.ranks is None else self.ranks.gradients
+        losses, gradients, carried = find(self.family, State(self.params, self.carried), data)
         rows = [k for k in range(self.size) if k not in self.frozen] if self.frozen else range(self.size)
         self.optimizer.update([gradients[name] for name in self.params], rows, steps)
         self.average.mul_(self.decay).add_(losses, alpha=1 - self.decay)
         self.carried = carried
         for member in self.active:
             member.step += 1
+        if self.ranks is not None:
+            self.ranks.broken = False
+
+    def joined(self) -> dict[str, Tensor]:
+        """What is carried from step to step, of all processes that train this."""
+        return self.carried if self.ranks is None else self.ranks.joined(self.family, self.carried)
 
     def _log(self, due: Sequence[Member]) -> list[tuple[Member, Diverged]]:
         values = self.average.tolist()  # the only place where the host waits for the device
@@ -532,7 +569,7 @@ class Training:
 
     def _alone(self, k: int) -> State:
         cut = slice(k, k + 1)
-        return State({n: p[cut] for n, p in self.params.items()}, {n: c[cut] for n, c in self.carried.items()})
+        return State({n: p[cut] for n, p in self.params.items()}, {n: c[cut] for n, c in self.joined().items()})
 
     def _parts(self, k: int) -> dict[str, dict[str, Tensor]]:
         """Copies of a member's parameters and of what it carries, such as running means, on the CPU."""
@@ -585,7 +622,7 @@ class Training:
     def measure(self, split: str) -> list[dict[str, float]]:
         """What the family measures of each row now; no curve has it."""
         configs = [member.config for member in self.rows]
-        return self.family.evaluate(State(self.params, self.carried), configs, split)
+        return self.family.evaluate(State(self.params, self.joined()), configs, split)
 
     # ------------------------------------------------------------------------------------------ members that end
 

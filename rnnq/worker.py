@@ -51,6 +51,7 @@ from rnnq.errors import (
 )
 from rnnq.families.base import Family, Generator, Parent
 from rnnq.queue import Claim, Point
+from rnnq.ranks import AGAIN, CannotShare, Ranks
 from rnnq.train import Every, Member
 
 Watcher = Callable[[str, Mapping[str, Any]], None]
@@ -71,6 +72,7 @@ class Scope:
     runs: int | None = None  # leave after so many
     drain: bool = False  # leave when nothing is claimable now
     wait: bool = False  # never leave
+    within: queue.Range | None = None  # only runs of these ids: a slice
 
 
 def pick_device(gpu: int | None, device: str) -> torch.device:
@@ -117,9 +119,12 @@ class Worker:
         keep_going: bool = False,
         pack_size: int | None = None,
         compile: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         self.engine, self.device, self.scope, self.defs, self.every = engine, device, scope, defs, every
         self._watch, self.keep_logs, self.keep_going, self.compile = watch, keep_logs, keep_going, compile
+        self.ranks = ranks  # the processes that train each run together; this is the first of them
+        self.place = f"{ranks.size} x {device.type}" if ranks else str(device)
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self.study, self.lease, self.root = db.study(engine)
         self.stop = Stop()
@@ -127,13 +132,13 @@ class Worker:
         commit, dirty = host.git_state(Path.cwd())
         self.provenance = {
             "host": host.name(),
-            "device": str(device),
+            "device": self.place,
             "git_commit": commit,
             "git_dirty": dirty,
             "command_line": host.command_line(),
             "versions": json.dumps(host.versions(), sort_keys=True),
         }
-        self.unfit: dict[str, _NotHere] = {}  # stages whose code or data this machine lacks
+        self.unfit: dict[str, InputError] = {}  # stages whose code or data this machine lacks
         self.device_broke = False
         self.desks: Desks | None = None  # of the runs that are being trained
         self.planner = pack.Planner(pack_size, device, _Findings(engine), self._say) if pack_size != 1 else None
@@ -156,11 +161,14 @@ class Worker:
     # ------------------------------------------------------------------------------------------------ the life
 
     def work(self) -> int:
-        """Register, beat, train until the scope is empty or a signal comes, and say goodbye."""
+        """Register, beat, train until the scope is empty or a signal comes, and say goodbye.
+
+        Its ranks may have come apart by an error of a run: then AGAIN, and they are to be started anew.
+        """
         why = "its process ended by an error"
         with _signals(self.stop):
-            queue.register(self.engine, self.id, str(self.device), asdict(self.scope))
-            self.watch("started", {"worker": self.id, "device": self.device})
+            queue.register(self.engine, self.id, self.place, asdict(self.scope))
+            self.watch("started", {"worker": self.id, "device": self.place})
             self.pulse.start()
             try:
                 failed = self._train_all()
@@ -172,7 +180,13 @@ class Worker:
                 self.pulse.stop()
                 with contextlib.suppress(RnnqError):
                     queue.leave(self.engine, self.id, why)
+        if self.is_apart() and not self.is_to_stop():
+            return AGAIN
         return 1 if failed else 0
+
+    def is_apart(self) -> bool:
+        """Whether an error has ended a step that other processes may still be in: no run can be trained here now."""
+        return self.ranks is not None and self.ranks.broken
 
     def is_to_stop(self) -> bool:
         """Whether a signal, or `rnnq worker --stop`, asks to checkpoint, give back and leave."""
@@ -191,7 +205,7 @@ class Worker:
 
     def _train_all(self) -> int:
         trained = failed = 0
-        while not self.stop.is_set() and self.pulse.asked is None and trained != self.scope.runs:
+        while not self._leaves() and trained != self.scope.runs:
             left = pack.MOST_EVER if self.scope.runs is None else self.scope.runs - trained
             claims = self.insist(partial(self._claim, left))
             if claims:
@@ -204,24 +218,30 @@ class Worker:
             else:
                 self.watch("idle", {})
                 self.stop.wait(min(IDLE, self.lease / 4) * _jitter.uniform(0.5, 1.0))
-        if not self.is_to_stop():
+        if not self.is_to_stop() and not self.is_apart():
             self.insist(self._decide)  # what was trained here may be the last that others wait for
         if self.unfit and not self.is_to_stop():
             raise next(iter(self.unfit.values()))
         return failed
+
+    def _leaves(self) -> bool:
+        return self.stop.is_set() or self.pulse.asked is not None or self.is_apart()
 
     def _claim(self, most: int) -> list[Claim]:
         """As many runs of one shape as are known to train well together; else one."""
         self._reaped(self.pulse.reap())
         if time.monotonic() - self.decided_at > IDLE:
             self._decide()
-        self.ahead = queue.ahead(self.engine, self.scope.stage, self.unfit) if self.planner and most > 1 else None
+        self.ahead = queue.ahead(self.engine, **self._scope()) if self.planner and most > 1 else None
         trial = self._trial(self.ahead) if self.ahead else None
         size = 1
         if trial is not None and self.ahead is not None and self.planner is not None:
             size = min(most, self.planner.best(trial, self.ahead.pending, self._rivals(self.ahead)))
         kind = (self.ahead.stage, self.ahead.pack_key) if self.ahead and size > 1 else None
-        return queue.claim(self.engine, self.id, self.provenance, size, self.scope.stage, self.unfit, kind=kind)
+        return queue.claim(self.engine, self.id, self.provenance, size, **self._scope(), kind=kind)
+
+    def _scope(self) -> dict[str, Any]:
+        return {"stage": self.scope.stage, "without": self.unfit, "within": self.scope.within}
 
     def _decide(self) -> bool:
         """Open or shut the gates whose runs have all ended; whether there were any."""
@@ -252,9 +272,7 @@ class Worker:
         if size == 1 or self.is_to_stop() or self.pulse.asked is not None:
             return claims
         kind = first.stage, first.pack_key
-        more = partial(
-            queue.claim, self.engine, self.id, self.provenance, size - 1, self.scope.stage, self.unfit, kind=kind
-        )
+        more = partial(queue.claim, self.engine, self.id, self.provenance, size - 1, **self._scope(), kind=kind)
         return [first, *self.insist(more)]
 
     def _find_out(self, claim: Claim, trial: pack.Trial, pending: int, rivals: int) -> bool:
@@ -331,7 +349,7 @@ class Worker:
         if self.scope.drain:
             return True
         # the last run that a gate waited for may have ended a moment ago, and nobody has looked yet
-        return not (queue.has_open(self.engine, self.scope.stage, self.unfit) or self._decide())
+        return not (queue.has_open(self.engine, **self._scope()) or self._decide())
 
     def _reaped(self, taken: Sequence[queue.Reaped]) -> None:
         for reaped in taken:
@@ -409,7 +427,10 @@ class Worker:
         trial = self._trials.get(_kind(first)) if len(part) > 1 else None
         shrink = self.planner.shrink(trial) if trial and self.planner else train.as_it_is
         self.watch("packed", {"claims": [members[member].claim for member in part], "members": part})
-        for member, outcome in train.together(self._family(first), part, self.device, self.every, shrink):
+        if self.ranks is not None:
+            names = ("family", "config", "source", "source_sha256", "budget")
+            self.ranks.subject = {name: getattr(first, name) for name in names}
+        for member, outcome in train.together(self._family(first), part, self.device, self.every, shrink, self.ranks):
             self._guarded(members[member], partial(self._close, members[member], outcome))
 
     def _close(self, desk: RunDesk, outcome: train.Outcome) -> None:
@@ -435,7 +456,7 @@ class Worker:
             return None
         except (DatabaseError, CheckpointError):
             raise  # nothing can be written, here or there: none of the runs is to blame
-        except _NotHere as error:  # nor is it here; another stage may well be trained on this machine
+        except (_NotHere, CannotShare) as error:  # nor is it here; another stage may well be trained by this worker
             self.unfit[claim.stage] = error
             with contextlib.suppress(LeaseLost):
                 queue.release(self.engine, claim, error.message)
@@ -443,6 +464,8 @@ class Worker:
             return None
         except (Exception, SystemExit) as error:  # a run's code may also ask Python to leave
             words = self._words(error)
+        if self.is_apart():
+            words = self._words_of_all(desk, words)
         try:
             details = self._fail(desk, words)
             self._ended(desk, {"waiting": "delayed"}.get(details["state"], details["state"]), details)
@@ -456,6 +479,22 @@ class Worker:
             self.device_broke = True
             self.stop.set()  # after such an error the device is of no use to this process
         return _Words(_cause(error), _message(error), "".join(traceback.format_exception(error)))
+
+    def _words_of_all(self, desk: RunDesk, mine: _Words) -> _Words:
+        """Whose error ended a step: this process's, or another's, which this one only felt.
+
+        When another one has died without a word this one ends, too, at once: the run is lost, and whoever looks next,
+        such as the group that is started in its place, takes it back and goes on from the last checkpoint.
+        """
+        assert self.ranks is not None
+        gone, theirs = self.ranks.lost()
+        if theirs is not None:
+            return _Words(**theirs)
+        if gone:
+            who = ", ".join(f"process {rank} of {self.ranks.size}" for rank in gone)
+            self.watch("lost", {"claim": desk.claim, "message": f"{who} is gone; it goes on from its last checkpoint"})
+            os._exit(1)
+        return mine
 
     def _ended(self, desk: RunDesk, ended: str, details: Mapping[str, Any]) -> None:
         desk.ended = ended
@@ -549,6 +588,11 @@ class Worker:
         """The run as the loop takes it: its config checked, its state restored. Raises what is wrong with it."""
         claim = desk.claim
         family = self._family(claim)
+        if self.ranks is not None and isinstance(family, Generator):
+            raise CannotShare(
+                f"{family.name} is a function that yields its numbers: it has no batch that processes could share",
+                "`rnnq worker` without --nproc trains it",
+            )
         run_config = config.parse(family.Config, claim.config)
         _check_identity(claim, run_config)
         desk.claim = dataclasses.replace(claim, pack_key=run_config.pack_key())
@@ -586,7 +630,8 @@ class Worker:
         return self.compile and isinstance(family, Family) and family.stacks
 
     def _numerics(self, family: Family | Generator) -> dict[str, Any]:
-        return train.numerics(self.device, self._compiles(family))
+        found = train.numerics(self.device, self._compiles(family))
+        return found if self.ranks is None else found | {"processes": self.ranks.size}
 
     def _definition(self, claim: Claim | queue.Ahead) -> definitions.Definition | None:
         """The definition file that holds the run's family, opened while its hash matches. Raises InputError."""

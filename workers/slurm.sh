@@ -2,6 +2,8 @@
 # Workers on one GPU of a SLURM cluster, two minutes warned before the time is up (or the job is preempted):
 #     sbatch workers/slurm.sh 4 [options of `rnnq worker`]        four processes on the GPU
 #     sbatch --array=0-7 workers/slurm.sh 4                       the same on eight GPUs
+#     sbatch --array=0-7 workers/slurm.sh 1 --slice               each of them takes its own eighth of the runs
+#     sbatch --gpus=2 workers/slurm.sh 1 --nproc 2                one run at a time on two GPUs
 # At the warning each worker saves its run's state, gives it back and leaves; the next job goes on from there. Workers
 # on several hosts need a database that all of them reach by a server: SQLite is for one host.
 #SBATCH --job-name=rnnq

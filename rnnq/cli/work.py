@@ -8,22 +8,31 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rnnq.cli import output
-from rnnq.cli.options import DB, DEFS, Db, Defs, Device, Stage
+from rnnq.cli.options import DB, DEFS, Db, Defs, Device, Format, Rows, Stage
 from rnnq.cli.status import members_words
 from rnnq.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from rnnq import slices
+    from rnnq.ranks import Ranks
     from rnnq.train import Every
 
 
 def worker(
-    gpu: Annotated[int | None, typer.Option("--gpu", min=0, help="Train on this GPU.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option("--gpu", help="Train on this GPU; with --nproc on these: 0,1.", metavar="N")
+    ] = None,
     device: Device = "auto",
     db: Db = DB,
     defs: Defs = DEFS,
@@ -35,6 +44,18 @@ def worker(
     drain: Annotated[bool, typer.Option("--drain", help="Leave when nothing is claimable now.")] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Never leave: wait for more.")] = False,
     processes: Annotated[int, typer.Option("--processes", min=1, max=256, help="Worker processes side by side.")] = 1,
+    nproc: Annotated[
+        int, typer.Option("--nproc", min=1, max=256, help="Processes that train each run together, a device each.")
+    ] = 1,
+    job_id: Annotated[
+        int | None, typer.Option("--job-id", "--job_id", help="Take only this slice of the runs, from 0 on.")
+    ] = None,
+    total_jobs: Annotated[int | None, typer.Option("--total-jobs", "--total_jobs", help="Of so many slices.")] = None,
+    from_array: Annotated[
+        bool, typer.Option("--slice", help="Take the slice that this task of a SLURM array has by its place.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs that it may take, and leave.")] = False,
+    format: Rows = Format.table,
     bar: Annotated[bool, typer.Option("--bar/--no-bar", help="A progress bar on a terminal, or only lines.")] = True,
     keep_logs: Annotated[
         bool, typer.Option("--logs/--no-logs", help="Keep what runs print for `rnnq logs`, or let it be seen here.")
@@ -57,62 +78,199 @@ def worker(
     after_run: Annotated[bool, typer.Option("--after-run", help="With --stop: once its run has ended.")] = False,
 ) -> None:
     """Train until nothing is pending, running or able to open. Start as many as you like, stop them as you like."""
-    if drain and wait:
-        raise InputError("--drain and --wait exclude each other")
-    if gpu is not None and device != "auto":
-        raise InputError(f"--gpu {gpu} and --device {device} exclude each other")
+    places = Places(gpu, device, nproc, compile)
+    _refuse_together(("--drain", drain), ("--wait", wait))
+    _refuse_together((f"--gpu {gpu}", gpu is not None), (f"--device {device}", device != "auto"))
+    _refuse_together((f"--nproc {nproc}", nproc > 1), (f"--processes {processes}", processes > 1))
+    _refuse_together((f"--nproc {nproc}", nproc > 1), (f"--pack {pack}", parse_pack(pack) not in (None, 1)))
     if after_run and stop is None:
         raise InputError("--after-run says when the worker of --stop leaves", "rnnq worker --stop ID --after-run")
     if stop is not None:
         _stop(db, stop, "drain" if after_run else "stop")
         return
     every, pack_size = parse_every(checkpoint_every), parse_pack(pack)
-    if processes > 1:
-        raise typer.Exit(_side_by_side(db, stage, gpu, device, processes))
+    if places.rank:
+        raise typer.Exit(_follow(places, defs))
 
     from rnnq import db as database
-    from rnnq import queue, train
-    from rnnq import runs as study
-    from rnnq import worker as work
+    from rnnq import queue
 
     engine = database.open(db)
-    if stage is not None:
-        study.stage_info(engine, stage)
-    if not wait and gpu is None and device in ("auto", "cpu") and not queue.has_open(engine, stage):
+    part = _slice(engine, stage, job_id, total_jobs, from_array)
+    if dry_run:
+        _list(engine, stage, part, format)
+        return
+    if part is not None and part.within is None:
+        return  # an empty slice
+    within = part.within if part is not None else None
+    if processes > 1:
+        raise typer.Exit(_side_by_side(places, processes))
+    if not wait and places.needs_no_look() and not queue.has_open(engine, stage, within=within):
         output.remark("nothing is pending, running or able to open")
         return  # torch, a second's work to load, is not needed to say so
-    chosen = work.pick_device(gpu, device)
-    work.prepare(chosen)
-    if compile and (lacks := train.why_not_compiled(chosen)) is not None:
-        output.remark(f"--compile: {lacks}; runs are trained without it")
-        compile = False
-    scope = work.Scope(stage, runs, drain, wait)
-    says_cpu = chosen.type == "cpu" and device == "auto"
-    with Display(bar, says_cpu, lambda: queue.count(engine, stage)) as display:
-        made = work.Worker(
-            engine, chosen, scope, defs, every, display.on_event, keep_logs, keep_going, pack_size, compile
-        )
+    if nproc > 1 and places.rank is None:
+        raise typer.Exit(_group(places))
+
+    from rnnq import worker as work
+
+    chosen = places.prepared()
+    count = partial(queue.count, engine, stage, within)
+    with places.ranks(chosen) as ranks, Display(bar, places.says_cpu(), count) as display:
+        scope = work.Scope(stage, runs, drain, wait, within)
+        options = (keep_logs, keep_going, 1 if ranks else pack_size, places.compile, ranks)
+        made = work.Worker(engine, chosen, scope, defs, every, display.on_event, *options)
+        if ranks is not None:
+            from rnnq import launch
+
+            launch.heed(made.stop.set)
         code = made.work()
     raise typer.Exit(code)
 
 
-def _side_by_side(db: str, stage: str | None, gpu: int | None, device: str, n: int) -> int:
-    """Start n workers with the options of this command; what is wrong with these is said once, before."""
-    from rnnq import db as database
-    from rnnq import processes
-    from rnnq import runs as study
+@dataclass
+class Places:
+    """What is computed on: the options of it, and which process of a group this is (None: of none)."""
 
-    engine = database.open(db)
-    if stage is not None:
-        study.stage_info(engine, stage)
-    if gpu is not None or device not in ("auto", "cpu"):
+    gpu: str | None
+    device: str
+    nproc: int
+    compile: bool
+
+    def __post_init__(self) -> None:
+        """Raises InputError for numbers of GPUs that are none, or that are not as many as the processes."""
+        text = self.gpu or "0"
+        if not re.fullmatch(r"\d{1,4}(,\d{1,4})*", text):
+            raise InputError(f"--gpu {text}: neither the number of a GPU nor several", "--gpu 0, or --gpu 0,1")
+        self.gpus = [int(number) for number in text.split(",")] if self.gpu is not None else []
+        if self.gpus and (len(self.gpus) != self.nproc or len(set(self.gpus)) != self.nproc):
+            hint = f"--nproc {len(self.gpus)} trains each run on all of them" if self.nproc == 1 else "one for each"
+            raise InputError(f"--gpu {text} is not one GPU for each of {self.nproc}", hint)
+        self.rank = int(os.environ["RANK"]) if self.nproc > 1 and "RNNQ_RANKS" in os.environ else None
+
+    def needs_no_look(self) -> bool:
+        """Whether nothing about the device can be wrong, or has been found right by who started this process."""
+        return self.rank is None and not self.gpus and self.device in ("auto", "cpu")
+
+    def chosen(self) -> list[Any]:
+        """The device of each process. Raises InputError for one that is not there."""
         from rnnq import worker as work
 
-        work.pick_device(gpu, device)
+        if self.nproc == 1 or self.gpus:
+            numbers: list[int | None] = [*self.gpus] or [None]
+            return [work.pick_device(gpu, self.device) for gpu in numbers]
+        import torch
+
+        there = torch.cuda.device_count()
+        if self.device == "cpu" or (self.device == "auto" and there == 0):
+            return [torch.device("cpu")] * self.nproc
+        if self.device not in ("auto", "cuda"):
+            raise InputError(
+                f"--device {self.device} is one device, and --nproc {self.nproc} needs as many", "--gpu 0,1"
+            )
+        if there < self.nproc:
+            raise InputError(f"--nproc {self.nproc}: there are {there} GPUs here", "`--device cpu` does without")
+        return [torch.device("cuda", number) for number in range(self.nproc)]
+
+    def prepared(self) -> Any:
+        """The device of this process, made ready. Says so where --compile lacks what it needs."""
+        from rnnq import train
+        from rnnq import worker as work
+
+        chosen = self.chosen()[self.rank or 0]
+        work.prepare(chosen)
+        if self.compile and (lacks := train.why_not_compiled(chosen)) is not None:
+            if not self.rank:
+                output.remark(f"--compile: {lacks}; runs are trained without it")
+            self.compile = False
+        return chosen
+
+    def says_cpu(self) -> bool:
+        """Whether a worker is to say that it found no GPU, where it is on the CPU."""
+        return self.device == "auto" and not self.gpus and self.chosen()[0].type == "cpu"
+
+    @contextlib.contextmanager
+    def ranks(self, device: Any) -> Iterator[Ranks | None]:
+        """The group of processes that this one is of, joined; left at the end."""
+        if self.rank is None:
+            yield None
+            return
+        from rnnq.ranks import FOLDER, Ranks
+
+        ranks = Ranks(self.rank, self.nproc, device, Path(os.environ[FOLDER]))
+        try:
+            yield ranks
+        finally:
+            ranks.leave()
+
+
+def _refuse_together(*options: tuple[str, bool]) -> None:
+    if all(given for _, given in options):
+        raise InputError(f"{' and '.join(option for option, _ in options)} exclude each other")
+
+
+def _slice(
+    engine: Engine, stage: str | None, number: int | None, slices_: int | None, from_array: bool
+) -> slices.Slice | None:
+    from rnnq import runs as study
+    from rnnq import slices
+
+    if stage is not None:
+        study.stage_info(engine, stage)
+    asked = slices.asked(number, slices_, from_array, os.environ)
+    if asked is None:
+        return None
+    found = slices.find(engine, stage, *asked)
+    output.remark(found.words())
+    return found
+
+
+def _list(engine: Engine, stage: str | None, part: slices.Slice | None, format: Format) -> None:
+    """The runs that a worker with these options may take, whatever their states."""
+    from rnnq import slices
+
+    part = part or slices.find(engine, stage, 0, 1)
+    output.rows(format, slices.listed(engine, stage, part.within), ["run", "stage", "label", "state"])
+    output.remark(output.count(part.runs, "run"))
+
+
+def _side_by_side(places: Places, n: int) -> int:
+    """Start n workers with the options of this command; what is wrong with these is said once, before."""
+    from rnnq import processes
+
+    if not places.needs_no_look():
+        places.chosen()
+    return processes.run(n, _words_without("--processes"))
+
+
+def _group(places: Places) -> int:
+    """Start the processes that train each run together, with the options of this command."""
+    from rnnq import launch
+
+    places.chosen()
+    return launch.run(places.nproc, sys.argv[sys.argv.index("worker") + 1 :])
+
+
+def _follow(places: Places, defs: Path) -> int:
+    """Be one of these processes, but for the first, which is the worker."""
+    import signal
+
+    from rnnq import follower, launch, processes
+
+    for number in processes.HEARD:
+        signal.signal(number, signal.SIG_IGN)  # the first one says when to leave
+    launch.heed(lambda: None)
+    device = places.prepared()
+    with places.ranks(device) as ranks:
+        assert ranks is not None
+        follower.follow(ranks, device, defs, places.compile)
+    return 0
+
+
+def _words_without(option: str) -> list[str]:
     words = sys.argv[sys.argv.index("worker") + 1 :]
-    while (at := _place_of("--processes", words)) is not None:
+    while (at := _place_of(option, words)) is not None:
         words = words[:at] + words[at + (1 if "=" in words[at] else 2) :]
-    return processes.run(n, words)
+    return words
 
 
 def _place_of(option: str, words: list[str]) -> int | None:

@@ -14,6 +14,28 @@ NOW = "(julianday('now') - 2440587.5) * 86400.0"
 POSTGRES_NOW = "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
 
 
+# For runs of a range of ids. The index has the priority before the id, so each priority that waits is dived for by
+# itself: there are few, and the runs of other ranges are never walked over. {} is what `words("without")` says.
+LEVELS = """WITH RECURSIVE levels(intake, stage, priority) AS (
+        SELECT intakes.id, intakes.stage, (
+            SELECT top.priority FROM runs AS top
+            WHERE top.state = 'pending' AND top.intake = intakes.id AND top.stage = intakes.stage
+            ORDER BY top.priority DESC, top.id LIMIT 1)
+        FROM intakes JOIN stages ON stages.name = intakes.stage
+        WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
+        AND stages.name NOT IN {}
+        UNION ALL
+        SELECT levels.intake, levels.stage, (
+            SELECT next.priority FROM runs AS next
+            WHERE next.state = 'pending' AND next.intake = levels.intake AND next.stage = levels.stage
+            AND next.priority < levels.priority
+            ORDER BY next.priority DESC, next.id LIMIT 1)
+        FROM levels WHERE levels.priority IS NOT NULL)"""
+IN_RANGE = """inner_run.state = 'pending' AND inner_run.intake = levels.intake
+        AND inner_run.stage = levels.stage AND inner_run.priority = levels.priority
+        AND inner_run.id BETWEEN :first AND :last ORDER BY inner_run.id"""
+
+
 class SQLite:
     """The words of SQLite."""
 
@@ -38,6 +60,11 @@ class SQLite:
     WHERE intakes.complete AND NOT stages.paused AND (:stage IS NULL OR stages.name = :stage)
     AND stages.name NOT IN (SELECT value FROM json_each(:without))
     ORDER BY head.priority DESC, head.id LIMIT :limit"""
+    claimable_within = f"""{LEVELS.format("(SELECT value FROM json_each(:without))")}
+    SELECT head.id FROM levels JOIN runs AS head ON head.id IN (
+        SELECT inner_run.id FROM runs AS inner_run WHERE {IN_RANGE} LIMIT :limit)
+    ORDER BY head.priority DESC, head.id LIMIT :limit"""
+    claim_with_within = ""
 
     def listed(self, name: str) -> str:
         """The whole numbers of a parameter that holds them as JSON, for IN: there may be very many."""
@@ -104,7 +131,15 @@ class PostgreSQL:
         SELECT runs.id FROM heads JOIN held ON held.id = heads.intake JOIN runs ON runs.id = heads.id
         WHERE runs.state = 'pending'
         ORDER BY heads.priority DESC, heads.id LIMIT :limit FOR UPDATE OF runs SKIP LOCKED)"""
-    claimable = "SELECT id FROM picked"
+    claimable = claimable_within = "SELECT id FROM picked"
+    claim_with_within = f"""{LEVELS.format("(SELECT json_array_elements_text(CAST(:without AS json)))")},
+    heads AS MATERIALIZED (
+        SELECT head.id, head.priority, levels.intake AS intake FROM levels
+        CROSS JOIN LATERAL (
+            SELECT inner_run.id, inner_run.priority FROM runs AS inner_run
+            WHERE {IN_RANGE} LIMIT :limit + :rivals) AS head
+        ORDER BY head.priority DESC, head.id LIMIT :limit + :rivals),
+    {claim_with[claim_with.index("held AS") :]}"""
     rivals: Sequence[Mapping[str, int]] = ({"rivals": 64}, {"rivals": 5000})  # that may hold the heads of the queues
 
     def listed(self, name: str) -> str:

@@ -153,6 +153,30 @@ class Family:
         """The training losses, (K,), and the next carried state, detached."""
         raise NotImplementedError
 
+    def share(self, data: Any, rank: int, ranks: int) -> Any:
+        """The part of a step's batch that process `rank` of `ranks` goes through, where several train one run.
+
+        Optional: `rnnq worker --nproc` needs it. The parts are disjoint, together the whole batch, and of one size:
+        the step takes the mean of the processes' losses and gradients. What was drawn for the whole batch, such as
+        dropout's masks, is shared out, too. Raises InputError where the batch cannot be parted so.
+        """
+        raise cannot_share(self.name, "share(self, data, rank, ranks)")
+
+    def carried_share(self, carried: dict[str, Tensor], rank: int, ranks: int) -> dict[str, Tensor]:
+        """What of the carried state belongs to that part; asked when a training begins or goes on.
+
+        By default nothing can be carried; see `share`.
+        """
+        if carried:
+            raise cannot_share(self.name, "carried_share(self, carried, rank, ranks)")
+        return carried
+
+    def joined(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The carried state of the whole batch, from that of each process, in their order; undoes `carried_share`."""
+        if any(parts):
+            raise cannot_share(self.name, "joined(self, parts)")
+        return parts[0]
+
     def gradients(self, state: State, data: Any) -> tuple[Tensor, dict[str, Tensor | None], dict[str, Tensor]]:
         """The losses, (K,), the gradient of each parameter, (K, ...), and the next carried state; all detached.
 
@@ -222,6 +246,15 @@ def cannot_sample(name: str, signature: str) -> InputError:
     """What is said of a family from which no text can be drawn, and what it lacks."""
     return InputError(
         f"the family {name} cannot be sampled from: it has no method sample", f"write {signature}; see docs/families.md"
+    )
+
+
+def cannot_share(name: str, signature: str) -> InputError:
+    """What is said of a family whose runs several processes cannot train together, and what it lacks."""
+    method = signature.partition("(")[0]
+    return InputError(
+        f"the family {name} cannot be trained by several processes: it has no method {method}",
+        f"`rnnq worker` without --nproc trains it; or write {signature}; see docs/distributed.md",
     )
 
 

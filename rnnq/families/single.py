@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from rnnq.families.base import Curve, Family, Parent, Spec, State, cannot_sample, taken_over
+from rnnq.errors import InputError
+from rnnq.families.base import Curve, Family, Parent, Spec, State, cannot_sample, cannot_share, taken_over
 
 HELD = "module."  # before a name of the module, in what is carried: its buffers, its frozen parameters
 
@@ -74,6 +75,28 @@ class Single(Family):
         """
         loss, held = self._call(state, self.inner.loss, data)
         return loss.reshape(1), {name: held[name].detach()[None] for name in state.carried}
+
+    def share(self, data: Any, rank: int, ranks: int) -> Any:
+        """The family's own."""
+        if type(self.inner).share is Family.share:
+            raise cannot_share(self.name, "share(self, data, rank, ranks)")
+        return self.inner.share(data, rank, ranks)
+
+    def carried_share(self, carried: dict[str, Tensor], rank: int, ranks: int) -> dict[str, Tensor]:
+        """All of it: buffers and frozen parameters belong to the module, not to rows of the batch."""
+        return carried
+
+    def joined(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What each process has. Raises InputError for buffers that came to depend on a process's share."""
+        first = parts[0]
+        changed = [name for name in first if any(not torch.equal(first[name], part[name]) for part in parts[1:])]
+        if changed:
+            names = ", ".join(name.removeprefix(HELD) for name in changed)
+            raise InputError(
+                f"buffers of the family {self.name} depend on the share that a process goes through: {names}",
+                "`rnnq worker` without --nproc trains it; or a third-level family with carried_share and joined",
+            )
+        return first
 
     def evaluate(self, state: State, configs: Sequence[Any], split: str) -> list[dict[str, float]]:
         """The family's own evaluation, with the module in eval mode."""

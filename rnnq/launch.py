@@ -1,0 +1,196 @@
+"""`rnnq worker --nproc`: processes that torchrun's agent starts together, watches, and starts anew when one dies.
+
+The agent runs in a thread; the main thread hears signals. The processes of a group leave word in a folder of theirs:
+`leave`, to be asked to save, give back and leave; `code`, with which the worker among them ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous import registry as rendezvous
+
+from rnnq import host, processes
+from rnnq.errors import WorkerBroken
+from rnnq.processes import Asked
+from rnnq.ranks import AGAIN, FOLDER
+
+RESTARTS = 3  # of one group after a process of it died; LOST_LIMIT attempts of a run, and one for others
+QUICK = 60.0  # a group that lives longer is sound
+BREAKER = 5  # groups that end sooner, one after the other, each by an error of a run
+LOOK = 0.3  # seconds between two looks into the folder
+LATE = 60.0  # seconds that a process stays when all who could tell it anything have gone
+
+
+def rank() -> tuple[int, int] | None:
+    """Which process of how many this one is; None for one that was not started by `run`."""
+    if FOLDER not in os.environ:
+        return None
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def run(n: int, words: Sequence[str]) -> int:
+    """Start `rnnq worker WORDS` as n processes that train each run together; returns the worker's exit code.
+
+    Raises WorkerBroken when they die again and again. The first signal asks them to save, give back and leave; a
+    second one ends all at once. Should this process be killed, they find out by themselves.
+    """
+    # what the agent says of processes that end is said here
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    folder = Path(tempfile.mkdtemp(prefix="rnnq-"))
+    me = f"{os.getpid()}:{host.process_start(os.getpid()) or ''}"
+    os.environ |= {processes.LEADER: me, FOLDER: str(folder)}
+    try:
+        return _run(n, words, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _run(n: int, words: Sequence[str], folder: Path) -> int:
+    quick = 0
+    while True:
+        began = time.monotonic()
+        group = _Group(n, words, folder)
+        with group.hearing_signals():
+            group.work()
+        code = _code(folder)
+        if group.failed and not (folder / "leave").exists():
+            raise WorkerBroken(
+                f"processes of the group died {RESTARTS + 1} times: {group.failed}",
+                "`rnnq show RUN` says what became of its runs; was memory short?",
+            )
+        if code != AGAIN or (folder / "leave").exists():
+            return 0 if code in (None, AGAIN) else code
+        quick = quick + 1 if time.monotonic() - began < QUICK else 0
+        if quick == BREAKER:
+            raise WorkerBroken(f"{quick} runs, one after the other, failed within seconds", "`rnnq ls --state failed`")
+
+
+class _Group:
+    """The processes, and the agent that has them."""
+
+    def __init__(self, n: int, words: Sequence[str], folder: Path) -> None:
+        self.folder = folder
+        parameters = RendezvousParameters("c10d", "localhost:0", uuid.uuid4().hex, 1, 1, "localhost")
+        # -P: a queue.py in the user's folder is not Python's
+        line = ("-P", "-m", "rnnq.cli.rank", "worker", *words)
+        handler = rendezvous.get_rendezvous_handler(parameters)
+        spec = WorkerSpec(
+            role="rnnq",
+            local_world_size=n,
+            rdzv_handler=handler,
+            entrypoint=sys.executable,
+            args=line,
+            max_restarts=RESTARTS,
+            local_addr="localhost",
+        )
+        self._agent = LocalElasticAgent(spec, DefaultLogsSpecs(log_dir=str(folder)), shutdown_timeout=60)
+        self.failed: str | None = None  # which process ended how
+
+    def work(self) -> None:
+        """Returns when all have ended."""
+        thread = threading.Thread(target=self._work, name="agent", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(LOOK)  # in parts: a signal is handled between two of them
+
+    def _work(self) -> None:
+        try:
+            result = self._agent.run()
+        except Exception as error:
+            self.failed = f"{type(error).__name__}: {error}"
+            return
+        if result.is_failed():
+            ends = [f"process {rank} by {_how(failure.exitcode)}" for rank, failure in result.failures.items()]
+            self.failed = ", ".join(ends) or "they do not answer"
+
+    @contextlib.contextmanager
+    def hearing_signals(self) -> Iterator[None]:
+        """The first signal: leave in good order. A second one: at once."""
+        asked = Asked()
+
+        def on_signal(number: int, _frame: FrameType | None) -> None:
+            (self.folder / "leave").touch()
+            if asked.is_at_once(number):
+                self._kill()
+                shutil.rmtree(self.folder, ignore_errors=True)
+                os._exit(128 + number)
+
+        before: dict[int, Any] = {number: signal.signal(number, on_signal) for number in processes.HEARD}
+        try:
+            yield
+        finally:
+            processes.restore(before, (self.folder / "leave").exists())
+
+    def _kill(self) -> None:
+        for worker in self._agent.get_worker_group().workers:
+            if isinstance(worker.id, int) and worker.id:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.id, signal.SIGKILL)
+
+
+def _how(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def _code(folder: Path) -> int | None:
+    """The exit code that the worker left, once."""
+    try:
+        found = int((folder / "code").read_text())
+    except OSError:
+        return None
+    (folder / "code").unlink()
+    return found
+
+
+def leave_code(code: int | None) -> None:
+    """The worker of a group ends with this exit code; None: it begins.
+
+    To the agent any but 0 is a death, and a reason to start the group anew.
+    """
+    place = Path(os.environ[FOLDER])
+    if os.environ["RANK"] != "0" or not place.exists():
+        return
+    if code is None:
+        (place / "code").unlink(missing_ok=True)
+        return
+    (place / ".code").write_text(str(code))
+    (place / ".code").replace(place / "code")
+
+
+def heed(leave: Callable[[], None]) -> None:
+    """Look out, in a thread, for what only the folder says: that the group is to leave, or that nobody leads it."""
+    threading.Thread(target=_look, args=(leave,), name="lookout", daemon=True).start()
+
+
+def _look(leave: Callable[[], None]) -> None:
+    folder, leader = Path(os.environ[FOLDER]), processes.Leader.of_environment()
+    alone: float | None = None  # since when
+    while True:
+        if (folder / "leave").exists() or leader.is_gone():
+            leave()
+        if leader.is_gone() or (folder / "code").exists():
+            alone = alone or time.monotonic()
+            if os.environ["RANK"] != "0" and time.monotonic() - alone > LATE:
+                os._exit(1)
+        else:
+            alone = None
+        time.sleep(LOOK)
