@@ -29,6 +29,7 @@ FIGURES = {
     "fsm": "rnnq.families.fsm.figures",
     "fsm_probe": "rnnq.families.fsm.probe_figures",
     "groups": "rnnq.families.groups.figures",
+    "scaling": "rnnq.families.scaling.figures",
 }
 
 
