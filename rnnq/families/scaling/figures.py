@@ -6,7 +6,8 @@ torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from pandas import DataFrame
 
 from rnnq.families.scaling import findings as found_in
@@ -38,6 +40,7 @@ from rnnq.families.scaling.shown import (
     log_losses,
     plain,
     read,
+    short,
 )
 
 CURVES = ("val_loss", "val_loss_per_byte", "loss")
@@ -85,8 +88,8 @@ def draw(runs: DataFrame, curves: DataFrame, save: Save) -> list[Path]:
     return [path for figure in made if figure is not None for path in save(*figure)]
 
 
-def _marks(shown: Shown) -> dict[str, int]:
-    return {kind: place for place, kind in enumerate(shown.kinds)}
+def _marks(names: Sequence[str]) -> dict[str, int]:
+    return {name: place for place, name in enumerate(names)}
 
 
 def _counted(n: int, of: int) -> str:
@@ -113,10 +116,11 @@ def _rates(shown: Shown, swept: list[Sweep]) -> Drawn:
             _draw_sweep(axes, cells_of, colours[float(str(width))])
         for (width, best), interval in zip(one.optima, one.intervals, strict=True):
             _draw_optimum(axes, own[own["width"] == width], best, interval, colours[width])
-        log_axis(axes.xaxis, own["rate"].tolist())
+        out = _draw_diverged(axes, shown, one.kind, colours)
+        log_axis(axes.xaxis, [*own["rate"], *out])
         axes.tick_params(axis="x", labelrotation=30 if own["rate"].nunique() > 6 else 0)
         axes.set_xlabel("learning rate")
-        axes.set_title("\n".join([plain(one.kind), _short(one)]), fontsize=9)
+        axes.set_title("\n".join([plain(one.kind), one.short]), fontsize=9)
     grid[0].set_ylabel(shown.words)
     handles = [
         Line2D([], [], color=DARK, marker="o", linewidth=1, markersize=4, label="mean ± std over seeds"),
@@ -124,22 +128,14 @@ def _rates(shown: Shown, swept: list[Sweep]) -> Drawn:
                label="a run is missing: not in the optimum"),
         Line2D([], [], color=DARK, marker="*", linewidth=0, markersize=9, label="best rate: parabola, 95% over seeds"),
         Line2D([], [], color=DARK, marker="x", linewidth=0, markersize=6, label="best rate: lowest of the sweep"),
+        Line2D([], [], color=DARK, marker="v", linewidth=0, markersize=5, markerfacecolor="none", label="diverged"),
     ]  # fmt: skip
     figure.legend(handles=[*key_of(colours, "width"), *handles], loc="outside lower center", ncols=4, fontsize=8)
     seeds = f"{cells['of'].min()}" if cells["of"].nunique() == 1 else f"{cells['of'].min()} to {cells['of'].max()}"
     heading(figure, f"final validation loss by learning rate and width, {seeds} seeds each, "
-            f"{_runs(int(cells['n'].sum()), int(cells['of'].sum()))}", _remarks(shown))  # fmt: skip
+            f"{_runs(int(cells['n'].sum()), len(shown.every))}", _remarks(shown))  # fmt: skip
     numbers = cells[["kind", "width", "rate", "run", "n", "of", "diverged", "mean", "std", "tokens"]]
     return figure, "learning_rate", numbers
-
-
-def _short(one: Sweep) -> str:
-    """What is said above a panel."""
-    answer = {"yes": "transfers", "no": "does not transfer"}.get(one.transfer.answer, "cannot say")
-    if len(one.optima) < 2:
-        return f"transfer: {answer}, one width"
-    least = "≥ " if one.transfer.why and one.transfer.answer == "no" else ""
-    return f"optimum moves {least}{one.transfer.steps:.2f} half-decades: {answer}"
 
 
 def _remarks(shown: Shown) -> str:
@@ -147,8 +143,8 @@ def _remarks(shown: Shown) -> str:
 
 
 def _draw_sweep(axes: Axes, cells: DataFrame, colour: Any) -> None:
-    axes.errorbar(cells["rate"], cells["mean"], yerr=cells["std"].fillna(0), color=colour, linewidth=1.2, elinewidth=0.9,
-                  capsize=2, zorder=3)  # fmt: skip
+    axes.errorbar(cells["rate"], cells["mean"], yerr=cells["std"].fillna(0), color=colour, linewidth=1.2,
+                  elinewidth=0.9, capsize=2, zorder=3)  # fmt: skip
     whole = cells["n"] == cells["of"]
     axes.plot(cells["rate"][whole], cells["mean"][whole], "o", color=colour, markersize=4, zorder=4)
     axes.plot(cells["rate"][~whole], cells["mean"][~whole], "o", color=colour, markersize=4.5, markerfacecolor="white",
@@ -158,9 +154,18 @@ def _draw_sweep(axes: Axes, cells: DataFrame, colour: Any) -> None:
                       textcoords="offset points", color=colour)  # fmt: skip
 
 
-def _draw_optimum(
-    axes: Axes, cells: DataFrame, best: Any, interval: tuple[float, float] | None, colour: Any
-) -> None:
+def _draw_diverged(axes: Axes, shown: Shown, kind: str, colours: Mapping[float, Any]) -> list[float]:
+    """A mark at the upper end of the axis for each width and rate of which a run diverged; returns these rates."""
+    out = found_in.diverged(shown.every[shown.every["kind"] == kind])
+    places = out[["width", "rate"]].drop_duplicates().sort_values("width")
+    for number, (_, row) in enumerate(places.iterrows()):
+        level = 0.985 - 0.025 * (number % 6)  # those of several widths at one rate must not lie on each other
+        axes.plot([row["rate"]], [level], "v", transform=axes.get_xaxis_transform(), markersize=5,
+                  markerfacecolor="none", color=colours.get(row["width"], DARK), zorder=4)  # fmt: skip
+    return list(places["rate"])
+
+
+def _draw_optimum(axes: Axes, cells: DataFrame, best: Any, interval: tuple[float, float] | None, colour: Any) -> None:
     """A star at the best rate, a little below the lowest mean, with the interval of the rate."""
     own = cells[cells["n"] == cells["of"]]
     if own.empty:
@@ -179,7 +184,7 @@ def _optima(shown: Shown, swept: list[Sweep]) -> Drawn:
     if not shown_kinds:
         return None
     figure, [axes] = grid_of(1, 5.2, 4.6)
-    places, handles = _marks(shown), []
+    places, handles = _marks(shown.kinds), []
     widths = sorted({width for one in shown_kinds for width, _ in one.optima})
     rates = []
     for one in shown_kinds:
@@ -204,10 +209,12 @@ def _optima(shown: Shown, swept: list[Sweep]) -> Drawn:
     axes.set_ylim(min(rates) / 1.4, max(rates) * 1.4)
     axes.set_xlabel("width (hidden_size)")
     axes.set_ylabel("best learning rate")
-    more = [Line2D([], [], color=DARK, marker="o", linewidth=0, markerfacecolor=face, label=words)
-            for face, words in ((DARK, "parabola"), ("white", "lowest of the sweep: the parabola does not hold"))]  # fmt: skip
+    filled = ((DARK, "parabola"), ("white", "lowest of the sweep: the parabola does not hold"))
+    more = [
+        Line2D([], [], color=DARK, marker="o", linewidth=0, markerfacecolor=face, label=said) for face, said in filled
+    ]
     figure.legend(handles=[*handles, *more], loc="outside lower center", ncols=1, fontsize=8)
-    lines = [f"{one.kind}: {one.words}" for one in shown_kinds]
+    lines = [f"{one.kind}: {one.short}" for one in shown_kinds]
     heading(figure, "best learning rate against width, 95% intervals over seeds", *lines)
     return figure, "learning_rate_optimum", found_in.table_of_optima(swept)
 
@@ -216,20 +223,20 @@ def _optima(shown: Shown, swept: list[Sweep]) -> Drawn:
 
 
 def _compute(shown: Shown, curves: DataFrame, fits: list[Fit]) -> Drawn:
-    """Loss against compute, with and without the read-out: curves, ends, fronts, and a power law of each kind."""
+    """Loss against compute, with and without the read-out: curves, ends, fronts, and a power law of each form."""
     figure, grid = grid_of(2, 5.4, 5.0, sharey=True)
     points = _points(shown, curves, shown.metric_curve)
-    colours, places = colours_of(shown.ended["width"].tolist()), _marks(shown)
+    colours, places = colours_of(shown.ended["width"].tolist()), _marks(shown.forms)
     numbers = [points.assign(what="curve"), shown.ended.assign(what="end")]
     for axes, cost in zip(grid, COSTS, strict=True):
         _draw_curves(axes, points, cost, colours)
-        for kind in shown.kinds:
-            own = shown.ended[shown.ended["kind"] == kind]
+        for form in shown.forms:
+            own = shown.ended[shown.ended["form"] == form]
             for width, ends in own.groupby("width"):
-                axes.plot(ends[cost], ends["loss"], MARKERS[places[kind]], color=colours[float(str(width))], markersize=5,
-                          markeredgecolor="white", markeredgewidth=0.5, zorder=4)  # fmt: skip
-            front = _front(shown, points, kind, cost)
-            axes.plot(front[cost], front["loss"], color=DARK, linestyle=DASHES[places[kind]], linewidth=1.1,
+                axes.plot(ends[cost], ends["loss"], MARKERS[places[form]], color=colours[float(str(width))],
+                          markersize=5, markeredgecolor="white", markeredgewidth=0.5, zorder=4)  # fmt: skip
+            front = _front(shown, points, form, cost)
+            axes.plot(front[cost], front["loss"], color=DARK, linestyle=DASHES[places[form]], linewidth=1.1,
                       drawstyle="steps-post", zorder=3)  # fmt: skip
             numbers.append(front.assign(what=f"front: {cost}"))
         _draw_laws(axes, shown, fits, cost)
@@ -237,12 +244,13 @@ def _compute(shown: Shown, curves: DataFrame, fits: list[Fit]) -> Drawn:
         axes.set_xlabel(COST_WORDS[cost])
     _fit_losses(grid[0], shown, points)
     grid[0].set_ylabel(shown.words)
-    figure.legend(handles=[*key_of(colours, "width"), *_front_handles(shown, fits)], loc="outside lower center",
-                  ncols=2 if len(colours) < 4 else 3, fontsize=7.5)  # fmt: skip
-    said = "final points alone, as a rate that falls with the steps makes the middle of a run look worse than it is"
+    grid[1].legend(handles=key_of(colours, "width"), loc="upper right", fontsize=7.5)
+    figure.legend(handles=_front_handles(shown, fits), loc="outside lower center", ncols=1, fontsize=7.5)
+    said = "final points alone, as laws are: a rate that falls with the steps makes the middle of a run look worse than it is"
+    if not shown.cells["annealed"].any():
+        said = "all points of curves, laws of final points"
     heading(figure, f"validation loss against training compute, {_runs(len(shown.ended), len(shown.every))}",
-            "fronts and laws are of " + (said if shown.cells["annealed"].any() else "all points of the curves, laws of ends"),
-            _remarks(shown))  # fmt: skip
+            f"fronts are of {said}", _remarks(shown))  # fmt: skip
     columns = ["kind", "what", "width", "rate", "run", "seed", "steps", "tokens", "flops", "flops_lstm", "loss"]
     return figure, "compute", pd.concat(numbers)[columns]
 
@@ -251,7 +259,7 @@ def _points(shown: Shown, curves: DataFrame, name: str) -> DataFrame:
     """The finite points of a curve with what they have cost: a row each, as in `Shown.every`, by run and step."""
     kept = curves[(curves["name"] == name) & np.isfinite(curves["value"]) & (curves["step"] > 0)]
     kept = kept[["run", "step", "value"]].rename(columns={"step": "steps", "value": "loss"})
-    of_runs = shown.every[["run", "seed", "state", "kind", "cell", "width", "rate", "annealed", "step_tokens",
+    of_runs = shown.every[["run", "seed", "state", "kind", "form", "cell", "width", "rate", "annealed", "step_tokens",
                            "step_flops", "step_flops_lstm"]]  # fmt: skip
     points = kept.merge(of_runs, on="run")
     for cost in ("tokens", *COSTS):
@@ -268,9 +276,9 @@ def _draw_curves(axes: Axes, points: DataFrame, cost: str, colours: Mapping[floa
     axes.add_collection(collection)
 
 
-def _front(shown: Shown, points: DataFrame, kind: str, cost: str) -> DataFrame:
-    """The front of a kind: of the ends of its runs, or, where its schedules do not end with the steps, of all points."""
-    own = shown.ended[shown.ended["kind"] == kind]
+def _front(shown: Shown, points: DataFrame, form: str, cost: str) -> DataFrame:
+    """The front of a form: of the ends of runs, or of all points where no schedule ends with the steps."""
+    own = shown.ended[shown.ended["form"] == form]
     if not own["annealed"].any():
         own = pd.concat([points[points["run"].isin(own["run"])], own]).drop_duplicates(["run", "steps"])
     return own.iloc[laws.front(own[cost].tolist(), own["loss"].tolist())]
@@ -283,7 +291,7 @@ def _draw_laws(axes: Axes, shown: Shown, fits: list[Fit], cost: str) -> None:
             continue
         own = shown.ended.loc[shown.ended["run"].isin(fit.runs), cost]
         at = np.geomspace(own.min() / 1.5, own.max() * 1.5, 80)
-        axes.plot(at, law.at(at), color=COLOURS[_marks(shown)[fit.kind]], linewidth=2.2, alpha=0.75, zorder=2.5)
+        axes.plot(at, law.at(at), color=COLOURS[_marks(shown.forms)[fit.form]], linewidth=2.2, alpha=0.75, zorder=2.5)
 
 
 def _fit_losses(axes: Axes, shown: Shown, points: DataFrame) -> None:
@@ -297,14 +305,16 @@ def _fit_losses(axes: Axes, shown: Shown, points: DataFrame) -> None:
 
 def _front_handles(shown: Shown, fits: list[Fit]) -> list[Line2D]:
     handles = []
-    for kind, at in _marks(shown).items():
+    for form, at in _marks(shown.forms).items():
         handles.append(Line2D([], [], color=DARK, marker=MARKERS[at], linestyle=DASHES[at], markersize=5,
-                              label=plain(f"{kind}: ends of runs, and their front")))  # fmt: skip
+                              label=plain(f"{form}: ends of runs, and their front")))  # fmt: skip
     for fit in fits:
-        if fit.chosen is not None:
+        if fit.chosen is not None and (fit.cost == "flops" or len(shown.forms) < 4):  # the others are in power_law.csv
             where = "C" if fit.cost == "flops" else "C without read-out"
-            label = plain(f"{fit.kind}, {where}: {fit.words}")
-            handles.append(Line2D([], [], color=COLOURS[_marks(shown)[fit.kind]], linewidth=2.2, alpha=0.75, label=label))
+            label = plain(f"{fit.form}, {where}: {fit.words}")
+            handles.append(
+                Line2D([], [], color=COLOURS[_marks(shown.forms)[fit.form]], linewidth=2.2, alpha=0.75, label=label)
+            )
     return handles
 
 
@@ -314,10 +324,10 @@ def _laws(shown: Shown, fits: list[Fit]) -> Drawn:
     if not known:
         return None
     figure, grid = grid_of(2, 4.6, 4.0, sharey=True)
-    places = _marks(shown)
+    places = _marks(shown.forms)
     for axes, cost in zip(grid, COSTS, strict=True):
         for fit in [one for one in known if one.cost == cost]:
-            at, given = places[fit.kind], [law for _, law in fit.laws if law.is_e_given]
+            at, given = places[fit.form], [law for _, law in fit.laws if law.is_e_given]
             axes.plot([law.e for law in given], [law.alpha for law in given], color=COLOURS[at], marker=MARKERS[at],
                       linestyle=DASHES[at], markersize=5)  # fmt: skip
             for _, law in fit.laws:
@@ -326,10 +336,11 @@ def _laws(shown: Shown, fits: list[Fit]) -> Drawn:
         axes.set_title(COST_WORDS[cost])
     grid[0].set_ylabel("exponent α of L = E + A C^α")
     alphas = [law.alpha for fit in known for _, law in fit.laws]
-    pad = max(0.5 * (max(alphas) - min(alphas)), 0.1 * max(map(abs, alphas)))
-    grid[0].set_ylim(min(alphas) - 1.5 * pad, max(alphas) + 1.5 * pad)
-    handles = [Line2D([], [], color=COLOURS[at], marker=MARKERS[at], linestyle=DASHES[at], label=plain(f"{kind}: E given"))
-               for kind, at in places.items() if any(fit.kind == kind for fit in known)]  # fmt: skip
+    pad = max(0.4 * (max(alphas) - min(alphas)), 0.2 * max(map(abs, alphas)))
+    grid[0].set_ylim(min(alphas) - pad, max(alphas) + pad)
+    handles = [Line2D([], [], color=COLOURS[at], marker=MARKERS[at], linestyle=DASHES[at],
+                      label=plain(f"{form}: E given"))
+               for form, at in places.items() if any(fit.form == form for fit in known)]  # fmt: skip
     handles.append(Line2D([], [], color=DARK, marker="*", linewidth=0, markersize=10, label="E fitted"))
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
     heading(figure, "what the exponent is for each E, 95% intervals over runs; fitted to the ends on the front")
@@ -344,17 +355,17 @@ def _draw_interval(axes: Axes, law: Any, colour: str) -> None:
 
 
 def _parametric(shown: Shown) -> Drawn:
-    """Loss against tokens for each number of parameters, with the parametric form; nothing where it cannot be fitted."""
-    made = [(kind, found_in.parametric(shown, kind)) for kind in found_in.families_of_budgets(shown)]
-    fitted = [(kind, law) for kind, law in made if isinstance(law, Parametric)]
+    """Loss against tokens for each number of parameters, with the parametric form, where it can be fitted."""
+    made = [(form, found_in.parametric(shown, form)) for form in shown.forms]
+    fitted = [(form, law) for form, law in made if isinstance(law, Parametric)]
     if not fitted:
         return None
     figure, grid = grid_of(len(fitted), 5.4, 4.4, sharey=True)
     numbers = []
     whole = shown.whole
     colours = colours_of(whole["parameters"].tolist())
-    for axes, (kind, law) in zip(grid, fitted, strict=True):
-        own = whole[whole["kind"].isin(found_in.kinds_but_budget(shown, kind))]
+    for axes, (form, law) in zip(grid, fitted, strict=True):
+        own = whole[whole["form"] == form]
         for size, cells in own.groupby("parameters"):
             colour = colours[float(str(size))]
             axes.errorbar(cells["tokens"], cells["mean"], yerr=cells["std"].fillna(0), color=colour, marker="o",
@@ -363,9 +374,11 @@ def _parametric(shown: Shown) -> Drawn:
             axes.plot(at, law.at(np.full_like(at, float(str(size))), at), color=colour, linewidth=1)
         axes.set_xscale("log")
         axes.set_xlabel("training tokens D")
-        axes.set_title("\n".join([plain(found_in.parametric_words(law).replace("; ", "\n"))]), fontsize=7.5)
+        axes.set_title(plain(form) + "\n" + textwrap.fill(found_in.parametric_words(law), 92), fontsize=8)
         said = law.at(own["parameters"].to_numpy(float), own["tokens"].to_numpy(float))
-        numbers.append(own[["kind", "width", "rate", "n", "of", "parameters", "tokens", "mean", "std"]].assign(law=said))
+        numbers.append(
+            own[["kind", "width", "rate", "n", "of", "parameters", "tokens", "mean", "std"]].assign(law=said)
+        )
     grid[0].set_ylabel(shown.words)
     figure.legend(handles=key_of(colours, "N ="), loc="outside lower center", ncols=5, fontsize=8)
     heading(figure, "loss by parameters and tokens, and the parametric form of Hoffmann et al. 2022")
@@ -381,14 +394,15 @@ def _widths(shown: Shown) -> Drawn:
     if best["width"].nunique() < 2:
         return None
     figure, grid = grid_of(2, 5.0, 4.2, sharey=True)
-    places = _marks(shown)
+    places = _marks(shown.kinds)
     for axes, column, words in zip(grid, ("width", "parameters"), ("width (hidden_size)", "parameters"), strict=True):
         for kind, own in best.groupby("kind"):
             _draw_widths(axes, own.sort_values(column), column, places[str(kind)])
         log_axis(axes.xaxis, best[column].tolist())
         axes.set_xlabel(words)
     grid[0].set_ylabel(shown.words)
-    handles = [Line2D([], [], color=COLOURS[at], marker=MARKERS[at], linestyle=DASHES[at], label=plain(kind))
+    handles = [Line2D([], [], color=COLOURS[at], marker=MARKERS[at], linestyle=DASHES[at],
+                      label=plain(f"{kind} ({_seeds(best[best['kind'] == kind])})"))
                for kind, at in places.items()]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=8)
     n, of = int(best["n"].sum()), int(best["of"].sum())
@@ -399,11 +413,18 @@ def _widths(shown: Shown) -> Drawn:
 
 
 def _draw_widths(axes: Axes, own: DataFrame, column: str, at: int) -> None:
-    axes.errorbar(own[column], own["mean"], yerr=own["std"].fillna(0), color=COLOURS[at], marker=MARKERS[at], markersize=6,
-                  linestyle=DASHES[at], linewidth=1, elinewidth=1.2, capsize=3)  # fmt: skip
+    axes.errorbar(own[column], own["mean"], yerr=own["std"].fillna(0), color=COLOURS[at], marker=MARKERS[at],
+                  markersize=6, linestyle=DASHES[at], linewidth=1, elinewidth=1.2, capsize=3)  # fmt: skip
     for _, row in own.iterrows():
+        if row["n"] == row["of"] and own["of"].nunique() == 1:
+            continue  # the legend says it
         axes.annotate(_counted(row["n"], row["of"]), (row[column], row["mean"]), xytext=(4, 5), fontsize=7,
                       textcoords="offset points", color=COLOURS[at])  # fmt: skip
+
+
+def _seeds(own: DataFrame) -> str:
+    low, high = int(own["of"].min()), int(own["of"].max())
+    return f"n={low}" if low == high else f"n={low} to {high}"
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -420,16 +441,16 @@ def _training(shown: Shown, curves: DataFrame) -> Drawn:
     kept = groups[:PANELS]
     figure, grid = grid_of(len(kept), 4.3, 3.5, sharey=True)
     both = pd.concat([points.assign(what="validation"), trained.assign(what="training")])
-    colours = colours_of(both["rate"].tolist())
+    colours, limits = colours_of(both["rate"].tolist()), _limits(points)
     for axes, (kind, width) in zip(grid, kept, strict=True):
         own = both[(both["kind"] == kind) & (both["width"] == width)]
-        _draw_training(axes, own, colours)
+        _draw_training(axes, own, colours, limits[1])
         every = shown.every[(shown.every["kind"] == kind) & (shown.every["width"] == width)]
         axes.set_title(f"width {width}, {_runs(own['run'].nunique(), len(every))}\n{plain(str(kind))}", fontsize=8.5)
         axes.set_xlabel("training tokens")
         axes.set_ylabel(shown.words.replace("validation ", "") if axes.get_subplotspec().is_first_col() else "")  # type: ignore[union-attr]
-    log_losses(grid[0], [float(points["loss"].min()), float(points["loss"].quantile(0.98))])
-    _limit(grid[0], points)
+    log_losses(grid[0], limits)
+    grid[0].set_ylim(*limits)
     handles = [
         Line2D([], [], color=DARK, linewidth=1.3, label="validation"),
         Line2D([], [], color=DARK, linewidth=0.6, alpha=0.6, label="training, running mean"),
@@ -442,12 +463,14 @@ def _training(shown: Shown, curves: DataFrame) -> Drawn:
     return figure, "training", both[columns]
 
 
-def _limit(axes: Axes, points: DataFrame) -> None:
-    low, top = float(points["loss"].min()), float(points["loss"].quantile(0.995))
-    axes.set_ylim(low / 1.04, max(top, low * 1.05) * 1.04)
+def _limits(points: DataFrame) -> tuple[float, float]:
+    """A y axis around all but the highest losses: those of a run that diverges are beyond it."""
+    kept = points[points["state"] == "done"] if (points["state"] == "done").any() else points
+    low, top = float(points["loss"].min()), float(kept["loss"].quantile(0.995))
+    return low / 1.04, max(top, low * 1.05) * 1.04
 
 
-def _draw_training(axes: Axes, own: DataFrame, colours: Mapping[float, Any]) -> None:
+def _draw_training(axes: Axes, own: DataFrame, colours: Mapping[float, Any], top: float) -> None:
     dense = len(own) > DENSE
     for (_, what), run in own.groupby(["run", "what"]):
         colour, is_val = colours[run["rate"].iloc[0]], what == "validation"
@@ -455,5 +478,8 @@ def _draw_training(axes: Axes, own: DataFrame, colours: Mapping[float, Any]) -> 
         axes.plot(run["tokens"], run["loss"], color=colour, linewidth=1.3 if is_val else 0.6, marker=marker,
                   alpha=0.95 if is_val else 0.5, zorder=3 if is_val else 2, rasterized=dense)  # fmt: skip
         if is_val and run["state"].iloc[0] == "failed":
-            axes.plot(run["tokens"].iloc[-1:], run["loss"].iloc[-1:], "X", color=GREY, markersize=6, zorder=4)
+            end = min(float(run["loss"].iloc[-1]), 0.985 * top)  # on the axis, although the loss may be beyond
+            axes.plot(run["tokens"].iloc[-1:], [end], "X", color=GREY, markersize=6, zorder=4)
     axes.set_xlim(0, None)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))

@@ -51,6 +51,16 @@ class Sweep:
         return f"{moved}: {answer}{' cannot be said' if self.transfer.answer == 'cannot say' else ''}{why}"
 
     @property
+    def short(self) -> str:
+        """The same in a few words."""
+        answer = {"yes": "transfers", "no": "does not transfer"}.get(self.transfer.answer, "cannot say")
+        if len(self.optima) < 2:
+            return f"cannot say: {self.transfer.why}"
+        least = "at least " if self.transfer.why and self.transfer.answer == "no" else ""
+        why = ", the optimum is at an edge" if answer == "cannot say" else ""
+        return f"optimum moves {least}{self.transfer.steps:.2f} half-decades: {answer}{why}"
+
+    @property
     def law(self) -> str:
         """The line through the optima: "η = 0.243 h^-0.555 [-0.632, -0.477], R² 0.994, 5 widths"."""
         if self.shift is None:
@@ -93,9 +103,13 @@ def _sweep(shown: Shown, kind: str, own: DataFrame) -> Sweep:
 def _swept(own: DataFrame, runs: DataFrame) -> list[tuple[float, float]]:
     """Rates and mean losses of a width: of whole groups, and infinite where a run of the rate diverged."""
     means = {float(row.rate): float(row.mean) for row in _rows(own) if row.n == row.of}
-    out = runs[((runs["state"] == "failed") & (runs["cause"] == "diverged"))
-               | ((runs["state"] == "done") & ~np.isfinite(runs["loss"].astype(float)))]  # fmt: skip
-    return sorted(({float(rate): np.inf for rate in out["rate"]} | means).items())
+    return sorted(({float(rate): np.inf for rate in diverged(runs)["rate"]} | means).items())
+
+
+def diverged(runs: DataFrame) -> DataFrame:
+    """Of runs as in `Shown.every` those that diverged: they failed by it, or ended without a finite loss."""
+    without = (runs["state"] == "done") & ~np.isfinite(runs["loss"].astype(float))
+    return runs[((runs["state"] == "failed") & (runs["cause"] == "diverged")) | without]
 
 
 def _rows(table: DataFrame) -> list[Any]:
@@ -122,9 +136,9 @@ def _interval(shown: Shown, kind: str, width: int, best: Optimum) -> tuple[float
 
 @dataclass(frozen=True)
 class Fit:
-    """What the loss of a kind falls by with one cost."""
+    """How the loss of a form falls with one cost."""
 
-    kind: str
+    form: str
     cost: str  # one of COSTS
     runs: tuple[int, ...]  # that were fitted: those of the groups on the front
     laws: tuple[tuple[str, PowerLaw], ...]  # how E was come by, and what follows
@@ -144,7 +158,7 @@ class Fit:
         """The law that is drawn: "L = 1.76 + 27.9 C^-0.055 [-0.06, -0.05], R² 0.99, 5 runs"."""
         law = self.chosen
         if law is None:
-            return f"no power law: {'; '.join(dict.fromkeys(self.why_not))}"
+            return f"no power law: {self.why_not[0]}"
         e = f"{law.e:.3g} + " if law.e else ""
         how = "E given" if law.is_e_given else f"E fitted{within(law.e_interval, 2)}"
         interval = within(law.alpha_interval)
@@ -152,20 +166,20 @@ class Fit:
 
 
 def fits(shown: Shown) -> list[Fit]:
-    """Power laws of every kind in every cost, for several E."""
-    return [_fit(shown, kind, cost) for kind in shown.kinds for cost in COSTS]
+    """Power laws of every form in every cost, for several E."""
+    return [_fit(shown, form, cost) for form in shown.forms for cost in COSTS]
 
 
-def on_front(shown: Shown, kind: str, cost: str) -> DataFrame:
-    """The groups of a kind, all of whose runs have finished, that no other beats at their cost, by cost."""
-    own = shown.whole[shown.whole["kind"] == kind]
+def on_front(shown: Shown, form: str, cost: str) -> DataFrame:
+    """The groups of a form, all of whose runs have finished, that no other beats at their cost, by cost."""
+    own = shown.whole[shown.whole["form"] == form]
     return own.iloc[laws.front(own[cost].tolist(), own["mean"].tolist())]
 
 
-def _fit(shown: Shown, kind: str, cost: str) -> Fit:
-    runs = shown.ended[shown.ended["cell"].isin(on_front(shown, kind, cost)["cell"]) & (shown.ended["kind"] == kind)]
+def _fit(shown: Shown, form: str, cost: str) -> Fit:
+    runs = shown.ended[shown.ended["cell"].isin(on_front(shown, form, cost)["cell"]) & (shown.ended["form"] == form)]
     if runs.empty:
-        return Fit(kind, cost, (), (), ("no group has all of its runs",))
+        return Fit(form, cost, (), (), ("no group has all of its runs",))
     made, why = [], []
     for words, e in [*_given_e(shown, float(runs["loss"].min())), ("fitted", None)]:
         law = laws.power_law(runs[cost].tolist(), runs["loss"].tolist(), e)
@@ -173,7 +187,7 @@ def _fit(shown: Shown, kind: str, cost: str) -> Fit:
             why.append(law)
         else:
             made.append((words, law))
-    return Fit(kind, cost, tuple(runs["run"].tolist()), tuple(made), tuple(why))
+    return Fit(form, cost, tuple(runs["run"].tolist()), tuple(made), tuple(why))
 
 
 def _given_e(shown: Shown, lowest: float) -> list[tuple[str, float | None]]:
@@ -182,31 +196,12 @@ def _given_e(shown: Shown, lowest: float) -> list[tuple[str, float | None]]:
     return [("0", 0.0), *((f"{share:.0%} of the lowest loss", share * lowest) for share in SHARES)]
 
 
-def parametric(shown: Shown, kind: str) -> Parametric | str:
+def parametric(shown: Shown, form: str) -> Parametric | str:
     """L = E + A N^-alpha + B D^-beta of the best rate of each size and budget; or why there is none."""
-    own = shown.whole[shown.whole["kind"].isin(kinds_but_budget(shown, kind))]
+    own = shown.whole[shown.whole["form"] == form]
     best = own.loc[own.groupby(["parameters", "tokens"])["mean"].idxmin(), "cell"]
     runs = shown.ended[shown.ended["cell"].isin(best)]
     return laws.parametric(runs["parameters"].tolist(), runs["tokens"].tolist(), runs["loss"].tolist())
-
-
-def kinds_but_budget(shown: Shown, kind: str) -> list[str]:
-    """The kinds that differ from this one by their budget alone."""
-    plain = _without_budget(kind)
-    return [other for other in shown.kinds if _without_budget(other) == plain]
-
-
-def _without_budget(kind: str) -> str:
-    budgets = ("max_characters", "steps", "max_tokens_training", "token_to_param_ratio", "num_epochs")
-    return ", ".join(part for part in kind.split(", ") if part.partition("=")[0] not in budgets)
-
-
-def families_of_budgets(shown: Shown) -> list[str]:
-    """Of the kinds that differ by their budget alone, the first each."""
-    found: dict[str, str] = {}
-    for kind in shown.kinds:
-        found.setdefault(_without_budget(kind), kind)
-    return list(found.values())
 
 
 # ---------------------------------------------------------------------------------------------------------- sentences
@@ -217,16 +212,17 @@ def sentences(shown: Shown) -> list[str]:
     if shown.cells.empty:
         return []
     lines = list(shown.remarks)
+    if len(shown.ended) < len(shown.every):
+        lines.append(f"{len(shown.ended)} of {len(shown.every)} runs have finished with a finite loss")
     found = sweeps(shown)
     if not found:
         lines.append("learning rate: no width has several rates, so there is no optimum to tell")
     for one in found:
         lines.append(f"learning rate, {one.kind}: {one.words}" + (f"; {one.law}" if one.law else ""))
         lines += _of_budgets(one)
-    for kind in shown.kinds:
-        lines.append(f"compute, {kind}: {_fit(shown, kind, 'flops').words}")
-    for kind in families_of_budgets(shown):
-        lines.append(f"parameters and tokens, {_without_budget(kind)}: {parametric_words(parametric(shown, kind))}")
+    for form in shown.forms:
+        lines.append(f"compute, {form}: {_fit(shown, form, 'flops').words}")
+        lines.append(f"parameters and tokens, {form}: {parametric_words(parametric(shown, form))}")
     return lines
 
 
@@ -234,7 +230,9 @@ def _of_budgets(one: Sweep) -> list[str]:
     low, high = one.tokens
     if high < 1.05 * low:
         return []
-    return [f"learning rate, {one.kind}: widths read {low:.3g} to {high:.3g} tokens: part of a shift may be the budget's"]
+    return [
+        f"learning rate, {one.kind}: widths read {low:.3g} to {high:.3g} tokens: part of a shift may be the budget's"
+    ]
 
 
 def parametric_words(law: Parametric | str) -> str:
@@ -248,7 +246,8 @@ def parametric_words(law: Parametric | str) -> str:
 
 def best_of_widths(shown: Shown) -> DataFrame:
     """Of each kind and width the whole group of the lowest mean; where none is whole, of those that there are."""
-    cells = shown.cells.assign(partial=shown.cells["n"] < shown.cells["of"])
+    own = shown.cells[shown.cells["kind"].isin(shown.kinds)]
+    cells = own.assign(partial=own["n"] < own["of"])
     ordered = cells.sort_values(["kind", "width", "partial", "mean"])
     return ordered.drop_duplicates(["kind", "width"]).reset_index(drop=True)
 
@@ -259,8 +258,8 @@ def table_of_optima(found: Sequence[Sweep]) -> DataFrame:
     for one in found:
         for (width, best), interval in zip(one.optima, one.intervals, strict=True):
             low, high = interval or (None, None)
-            rows.append({"kind": one.kind, "what": "optimum", "width": width, "rate": best.rate, "low": low, "high": high,
-                         "lowest": best.lowest, "parabola": best.parabola, "r2": best.r2, "rates": best.rates,
+            rows.append({"kind": one.kind, "what": "optimum", "width": width, "rate": best.rate, "low": low,
+                         "high": high, "lowest": best.lowest, "parabola": best.parabola, "r2": best.r2, "rates": best.rates,
                          "edge": best.edge, "why_not_parabola": best.why_not})  # fmt: skip
         if one.shift is not None:
             rows.append({"kind": one.kind, "what": "shift: log10 rate = intercept + slope log10 width",
@@ -279,8 +278,22 @@ def table_of_fits(found: Sequence[Fit]) -> DataFrame:
     for one in found:
         for words, law in one.laws:
             alpha, e = law.alpha_interval or (None, None), law.e_interval or (None, None)
-            rows.append({"kind": one.kind, "cost": one.cost, "E": words, "e": law.e, "e_low": e[0], "e_high": e[1],
+            rows.append({"kind": one.form, "cost": one.cost, "E": words, "e": law.e, "e_low": e[0], "e_high": e[1],
                          "a": law.a, "alpha": law.alpha, "alpha_low": alpha[0], "alpha_high": alpha[1], "r2": law.r2,
                          "runs": law.n, "drawn": law == one.chosen})  # fmt: skip
-    columns = ["kind", "cost", "E", "e", "e_low", "e_high", "a", "alpha", "alpha_low", "alpha_high", "r2", "runs", "drawn"]
+    columns = [
+        "kind",
+        "cost",
+        "E",
+        "e",
+        "e_low",
+        "e_high",
+        "a",
+        "alpha",
+        "alpha_low",
+        "alpha_high",
+        "r2",
+        "runs",
+        "drawn",
+    ]
     return DataFrame(rows, columns=columns)

@@ -199,11 +199,9 @@ def parametric(parameters: Sequence[float], tokens: Sequence[float], losses: Seq
     left, z = _left(best, *scaled, y), np.log(y)
     r2 = 1 - float((left**2).sum()) / float(((z - z.mean()) ** 2).sum())
     a, b = best[1] * centre[0] ** best[3], best[2] * centre[1] ** best[4]
-    return Parametric(*map(float, (best[0], a, best[3], b, best[4], r2)), len(y), alpha, beta, _clipped(e))  # type: ignore[arg-type]
-
-
-def _clipped(found: tuple[float, float] | None) -> tuple[float, float] | None:
-    return None if found is None else _not_negative(found)
+    numbers = [float(value) for value in (best[0], a, best[3], b, best[4], r2)]
+    clipped = None if e is None else _not_negative(e)
+    return Parametric(*numbers, n=len(y), alpha_interval=alpha, beta_interval=beta, e_interval=clipped)
 
 
 def _why_not(n: Array, d: Array) -> str:
@@ -211,7 +209,9 @@ def _why_not(n: Array, d: Array) -> str:
         return f"L = E + A N^-α + B D^-β has 5 unknowns and needs at least 6 runs, and there are {len(n)}"
     for what, values in (("numbers of parameters", n), ("amounts of tokens", d)):
         if (kinds := len(np.unique(values))) < 3:
-            return f"L = E + A N^-α + B D^-β needs 3 different {what}, and there {'is' if kinds == 1 else 'are'} {kinds}"
+            return (
+                f"L = E + A N^-α + B D^-β needs 3 different {what}, and there {'is' if kinds == 1 else 'are'} {kinds}"
+            )
     r = abs(float(np.corrcoef(np.log(n), np.log(d))[0, 1]))
     if r > TOGETHER:
         return f"parameters and tokens grow together (|r| = {r:.2f} of their logarithms): what each does cannot be told"

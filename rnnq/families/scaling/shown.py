@@ -14,10 +14,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from pandas import DataFrame
 
 from rnnq.config import check
@@ -38,7 +38,7 @@ QUANTITIES = (
     *("batch_size", "gradient_accumulation_steps", "min_lr", "min_lr_multiplier", "mup_base_width", "warmup_frac"),
 )
 SILENT = ("log_every", "csv_log_interval", "hidden_size", "learning_rate")  # what tells no two kinds apart
-COLUMNS = ("kind", "width", "rate", "cell", "run", "n", "of", "diverged", "mean", "std", "tokens", "flops",
+COLUMNS = ("kind", "form", "width", "rate", "cell", "run", "n", "of", "diverged", "mean", "std", "tokens", "flops",
            "flops_lstm", "parameters", "annealed")  # fmt: skip
 
 
@@ -48,14 +48,18 @@ class Shown:
 
     cells   a row for each group that has a finished run: COLUMNS. Numbers are means over its finished runs, std with
             n - 1; `diverged` of the `of` runs have, and the group is whole where n is `of`
-    ended   a row for each finished run: run, seed, cell, kind, width, rate, loss, steps, and as in cells
-    every   a row for each run: run, state, kind, width, rate, seed, and of a step: tokens, flops, flops_lstm
+    every   a row for each run: run, seed, state, cause, cell, kind, form, width, rate, loss, steps, what is in cells,
+            and with step_ before it the tokens and FLOPs of a step
+    ended   of these the finished ones whose loss is finite
+
+    A form is what kinds are that differ by their budget alone: what compute buys is asked of all budgets together.
     """
 
     cells: DataFrame
     ended: DataFrame
     every: DataFrame
-    kinds: tuple[str, ...]  # in the order of their colours
+    kinds: tuple[str, ...]  # that are shown, in the order of their colours
+    forms: tuple[str, ...]  # the same
     metric: str  # what is compared
     unit: str
     remarks: tuple[str, ...]
@@ -92,18 +96,16 @@ def read(runs: DataFrame) -> Shown:
         metric, unit = "val_loss_per_byte", "nats/byte"
         remarks.append(f"per byte, as tokens differ: {', '.join(sorted(kinds_of_tokens))}")
     every = DataFrame([_run(row, config, row.get(metric)) for row, config in known], columns=_RUN)
-    every["kind"] = kinds_of([config for _, config in known])
-    counts = every["kind"].value_counts(sort=True)
-    if len(counts) > MOST:
-        remarks.append(f"the {MOST} of {len(counts)} kinds with most runs")
-        every = every[every["kind"].isin(counts.index[:MOST])]
+    configs = [config for _, config in known]
+    every["kind"], every["form"] = kinds_of(configs), kinds_of(configs, ())
     ended = every[(every["state"] == "done") & np.isfinite(every["loss"].astype(float))]
-    if 0 < len(ended) < len(every):
-        remarks.append(f"{len(ended)} of {len(every)} runs have finished with a finite loss")
     cells = DataFrame([_cell(own, ended) for _, own in every.groupby(["kind", "cell"], sort=False)], columns=COLUMNS)
     cells = cells[cells["n"] > 0].sort_values(["kind", "width", "rate"], ignore_index=True)
-    kinds = tuple(str(name) for name in counts.index[:MOST] if (cells["kind"] == name).any())
-    return Shown(cells, ended, every, kinds, metric, unit, tuple(remarks), kinds_of_tokens == {"gpt2"})
+    kinds, forms = (list(map(str, ended[name].value_counts(sort=True).index)) for name in ("kind", "form"))
+    if len(kinds) > MOST:
+        remarks.append(f"of {len(kinds)} kinds the {MOST} with most runs")
+    has_gpt2 = kinds_of_tokens == {"gpt2"}
+    return Shown(cells, ended, every, tuple(kinds[:MOST]), tuple(forms[:MOST]), metric, unit, tuple(remarks), has_gpt2)
 
 
 _RUN = ["run", "seed", "state", "cause", "cell", "width", "rate", "loss", "steps", "tokens", "flops", "flops_lstm",
@@ -136,7 +138,7 @@ def _cell(own: DataFrame, ended: DataFrame) -> dict[str, Any]:
     )
     numbers = {name: done[name].mean() for name in ("tokens", "flops", "flops_lstm", "parameters")}
     return {
-        **{name: first[name] for name in ("kind", "width", "rate", "cell", "run", "annealed")},
+        **{name: first[name] for name in ("kind", "form", "width", "rate", "cell", "run", "annealed")},
         **{"n": len(done), "of": len(own), "diverged": int(diverged.sum())},
         **{"mean": done["loss"].mean(), "std": done["loss"].std(), **numbers},
     }
@@ -159,15 +161,15 @@ def _value(value: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------------- kinds
 
 
-def kinds_of(configs: Sequence[ScalingConfig]) -> list[str]:
+def kinds_of(configs: Sequence[ScalingConfig], quantities: Sequence[str] = QUANTITIES) -> list[str]:
     """What each config is one of: "adamw, muP", with the fields that tell such apart: "adamw, muP, num_layers=1".
 
-    Width, rate and seed are no part of it. A budget, or another of QUANTITIES, is where runs of one width and one rate
-    differ by it.
+    Width, rate and seed are no part of it. One of `quantities`, such as a budget, is where runs of one width and one
+    rate differ by it.
     """
     heads = [head_of(config) for config in configs]
     fields = [_fields(config) for config in configs]
-    for names, within in (([n for n in (fields or [{}])[0] if n not in QUANTITIES], False), (QUANTITIES, True)):
+    for names, within in (([n for n in (fields or [{}])[0] if n not in QUANTITIES], False), (quantities, True)):
         places = [
             (head, config.hidden_size, config.learning_rate) if within else head
             for head, config in zip(heads, configs, strict=True)
@@ -249,16 +251,19 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def log_axis(axis: Axis, values: Sequence[float], few: int = 9) -> None:
-    """A logarithmic axis; where there are few values, these are its ticks."""
+def log_axis(axis: XAxis | YAxis, values: Sequence[float], few: int = 9) -> None:
+    """A logarithmic axis in plain numbers; where there are few values, these are its ticks."""
     known = sorted(set(values))
-    (axis.axes.set_xscale if axis.axis_name == "x" else axis.axes.set_yscale)("log")
+    (axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale)("log")
     if len(known) == 1:
-        axis.axes.set(**{f"{axis.axis_name}lim": (known[0] / 2, known[0] * 2)})
+        (axis.axes.set_xlim if isinstance(axis, XAxis) else axis.axes.set_ylim)(known[0] / 2, known[0] * 2)
     if len(known) <= few and _apart(known):
         axis.set_major_locator(FixedLocator(known))
         axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+    else:
+        decades = np.log10(known[-1] / known[0])
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axis.set_minor_formatter(NullFormatter())
 
 
