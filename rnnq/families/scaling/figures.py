@@ -33,6 +33,7 @@ from rnnq.families.scaling.shown import (
     Save,
     Shown,
     colours_of,
+    flop_axis,
     grid_of,
     heading,
     key_of,
@@ -240,13 +241,13 @@ def _compute(shown: Shown, curves: DataFrame, fits: list[Fit]) -> Drawn:
                       drawstyle="steps-post", zorder=3)  # fmt: skip
             numbers.append(front.assign(what=f"front: {cost}"))
         _draw_laws(axes, shown, fits, cost)
-        axes.set_xscale("log")
+        flop_axis(axes)
         axes.set_xlabel(COST_WORDS[cost])
     _fit_losses(grid[0], shown, points)
     grid[0].set_ylabel(shown.words)
     grid[1].legend(handles=key_of(colours, "width"), loc="upper right", fontsize=7.5)
     figure.legend(handles=_front_handles(shown, fits), loc="outside lower center", ncols=1, fontsize=7.5)
-    said = "final points alone, as laws are: a rate that falls with the steps makes the middle of a run look worse than it is"
+    said = "final points, as laws are: while its rate is yet to fall, a run looks worse than it is"
     if not shown.cells["annealed"].any():
         said = "all points of curves, laws of final points"
     heading(figure, f"validation loss against training compute, {_runs(len(shown.ended), len(shown.every))}",
@@ -372,7 +373,7 @@ def _parametric(shown: Shown) -> Drawn:
                           markersize=4, linewidth=0, elinewidth=1)  # fmt: skip
             at = np.geomspace(own["tokens"].min(), own["tokens"].max(), 60)
             axes.plot(at, law.at(np.full_like(at, float(str(size))), at), color=colour, linewidth=1)
-        axes.set_xscale("log")
+        flop_axis(axes)
         axes.set_xlabel("training tokens D")
         axes.set_title(plain(form) + "\n" + textwrap.fill(found_in.parametric_words(law), 92), fontsize=8)
         said = law.at(own["parameters"].to_numpy(float), own["tokens"].to_numpy(float))
@@ -380,7 +381,7 @@ def _parametric(shown: Shown) -> Drawn:
             own[["kind", "width", "rate", "n", "of", "parameters", "tokens", "mean", "std"]].assign(law=said)
         )
     grid[0].set_ylabel(shown.words)
-    figure.legend(handles=key_of(colours, "N ="), loc="outside lower center", ncols=5, fontsize=8)
+    figure.legend(handles=key_of(colours, "N =", short), loc="outside lower center", ncols=5, fontsize=8)
     heading(figure, "loss by parameters and tokens, and the parametric form of Hoffmann et al. 2022")
     return figure, "parametric", pd.concat(numbers)
 

@@ -259,8 +259,8 @@ def table_of_optima(found: Sequence[Sweep]) -> DataFrame:
         for (width, best), interval in zip(one.optima, one.intervals, strict=True):
             low, high = interval or (None, None)
             rows.append({"kind": one.kind, "what": "optimum", "width": width, "rate": best.rate, "low": low,
-                         "high": high, "lowest": best.lowest, "parabola": best.parabola, "r2": best.r2, "rates": best.rates,
-                         "edge": best.edge, "why_not_parabola": best.why_not})  # fmt: skip
+                         "high": high, "lowest": best.lowest, "parabola": best.parabola, "r2": best.r2,
+                         "rates": best.rates, "edge": best.edge, "why_not_parabola": best.why_not})  # fmt: skip
         if one.shift is not None:
             rows.append({"kind": one.kind, "what": "shift: log10 rate = intercept + slope log10 width",
                          "slope": one.shift.slope, "low": one.shift.low, "high": one.shift.high, "r2": one.shift.r2,

@@ -71,9 +71,9 @@ def power_law(costs: Sequence[float], losses: Sequence[float], e: float | None =
     least, E and A being at least 0.
     """
     c, y = np.asarray(costs, float), np.asarray(losses, float)
-    needed = 2 if e is not None else 4
+    needed = 3 if e is not None else 4
     if len(np.unique(c)) < needed:
-        what = "with E given needs 2" if e is not None else "with E fitted needs 4"
+        what = "with E given needs 3" if e is not None else "with E fitted needs 4"
         return f"a power law {what} different amounts of compute, and there are {len(np.unique(c))}"
     if e is not None and y.min() <= e:
         return f"E = {e:g} is no less than the lowest loss, {y.min():.4g}"
@@ -195,13 +195,12 @@ def parametric(parameters: Sequence[float], tokens: Sequence[float], losses: Seq
         if not _why_not(n[drawn], d[drawn]):
             found.append(_refined(scaled[0][drawn], scaled[1][drawn], y[drawn], best, 60))
     replicates = np.array(found, float).reshape(-1, 5)
-    alpha, beta, e = (intervals.percentile(float(best[i]), replicates[:, i], len(y), 5) for i in (3, 4, 0))
+    around = [intervals.percentile(float(best[i]), replicates[:, i], len(y), 5) for i in (3, 4, 0)]
     left, z = _left(best, *scaled, y), np.log(y)
     r2 = 1 - float((left**2).sum()) / float(((z - z.mean()) ** 2).sum())
-    a, b = best[1] * centre[0] ** best[3], best[2] * centre[1] ** best[4]
-    numbers = [float(value) for value in (best[0], a, best[3], b, best[4], r2)]
-    clipped = None if e is None else _not_negative(e)
-    return Parametric(*numbers, n=len(y), alpha_interval=alpha, beta_interval=beta, e_interval=clipped)
+    e, a, b, alpha, beta = (float(value) for value in best)
+    a, b = a * centre[0] ** alpha, b * centre[1] ** beta
+    return Parametric(e, a, alpha, b, beta, r2, len(y), around[0], around[1], _not_negative(around[2]))
 
 
 def _why_not(n: Array, d: Array) -> str:

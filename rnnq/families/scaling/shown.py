@@ -218,11 +218,13 @@ def colours_of(values: Sequence[float]) -> dict[float, Any]:
     return {value: matplotlib.colormaps["viridis"](place) for value, place in zip(known, places, strict=True)}
 
 
-def key_of(colours: Mapping[float, Any], what: str, most: int = 9) -> list[Line2D]:
+def key_of(
+    colours: Mapping[float, Any], what: str, words: Callable[[float], str] = "{:g}".format, most: int = 9
+) -> list[Line2D]:
     """What a legend says of the colours; of many every n-th."""
     known = list(colours)
     kept = known if len(known) <= most else [known[i] for i in np.linspace(0, len(known) - 1, most).round().astype(int)]
-    return [Line2D([], [], color=colours[value], linewidth=2.2, label=f"{what} {value:g}") for value in kept]
+    return [Line2D([], [], color=colours[value], linewidth=2.2, label=f"{what} {words(value)}") for value in kept]
 
 
 def grid_of(n: int, width: float = 4.6, height: float = 3.9, **options: Any) -> tuple[Figure, list[Axes]]:
@@ -265,6 +267,16 @@ def log_axis(axis: XAxis | YAxis, values: Sequence[float], few: int = 9) -> None
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,), numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     axis.set_minor_formatter(NullFormatter())
+
+
+def flop_axis(axes: Axes) -> None:
+    """A logarithmic x axis of large numbers, after all is drawn: 10^13, and between them where there are few."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    if high < 30 * low:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}".replace("e+", "e")))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _apart(known: Sequence[float]) -> bool:
