@@ -33,6 +33,7 @@ class Layout(StrEnum):
     """A tree of folders in place of a table."""
 
     sweep = "sweep"
+    csv = "csv"
 
 
 # -------------------------------------------------------------------------------------------------------- export
@@ -56,17 +57,23 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", help="FILE.csv or FILE.parquet; default: CSV to standard output.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite FILE, or the files of --layout csv.")] = False,
     layout: Annotated[
         Layout | None,
-        typer.Option("--layout", help="sweep: a tree of folders below DIR, one for each experiment and seed."),
+        typer.Option(
+            "--layout", help="sweep: folders below DIR, one for each experiment and seed; csv: STAGE/RUN.csv."
+        ),
     ] = None,
-    weights: Annotated[bool, typer.Option("--weights", help="With --layout: the trained weights, too.")] = False,
+    weights: Annotated[bool, typer.Option("--weights", help="With --layout sweep: the trained weights, too.")] = False,
     db: Db = DB,
 ) -> None:
     """Runs, groups or curves as CSV or Parquet, exact to the bit; or a stage as a tree of folders."""
-    if layout is not None:
-        _check_layout(what, [("--metric", metric), ("--out", out), ("--force", force)])
+    if layout is Layout.csv:
+        _check_layout(what, layout, [("--metric", metric), ("--out", out), ("--weights", weights)])
+        _sheets(db, stage, filter, Path(what), force)
+        return
+    if layout is Layout.sweep:
+        _check_layout(what, layout, [("--metric", metric), ("--out", out), ("--force", force)])
         _tree(db, stage, filter, Path(what), weights)
         return
     if weights:
@@ -76,12 +83,31 @@ def export(
     _table(db, What(what), stage, filter, metric or (), out, force)
 
 
-def _check_layout(what: str, others: Sequence[tuple[str, object]]) -> None:
-    problems = [f"{option} does not go with --layout" for option, value in others if value]
+def _check_layout(what: str, layout: Layout, others: Sequence[tuple[str, object]]) -> None:
+    problems = [f"{option} does not go with --layout {layout.value}" for option, value in others if value]
     if what in list(What):
-        problems.append("--layout sweep needs the folder that the tree is made in")
+        problems.append(f"--layout {layout.value} needs the folder that the tree is made in")
     if problems:
-        raise InputError(problems, "rnnq export --layout sweep sweeps/")
+        raise InputError(problems, f"rnnq export --layout {layout.value} {layout.value}s/")
+
+
+def _sheets(db: str, stage: str | None, filter: str | None, into: Path, force: bool) -> None:
+    from rnnq import db as database
+    from rnnq import sheets
+
+    engine = database.open(db)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half-written is taken away
+    with output.bars() as watch:
+        made = sheets.write(engine, stage, filter, into, force, watch)
+    if made is None:
+        output.remark(_nothing(stage, filter))
+        return
+    for line in made.remarks:
+        output.remark(line)
+    partial = f", {made.partial:,} of them not done: see the column state" if made.partial else ""
+    output.remark(f"{output.count(made.runs, 'run')}{partial}")
+    for path in made.paths:
+        output.say(str(path))
 
 
 def _tree(db: str, stage: str | None, filter: str | None, into: Path, weights: bool) -> None:

@@ -30,7 +30,11 @@ FIGURES = {
     "fsm": "rnnq.families.fsm.figures",
     "fsm_probe": "rnnq.families.fsm.probe_figures",
     "groups": "rnnq.families.groups.figures",
+    "scaling": "rnnq.families.scaling.figures",
 }
+
+# name -> what a run's CSV has beside its losses: Config, COLUMNS, micro_batches, cells; see sheets.py
+SHEETS = {"scaling": "rnnq.families.scaling.columns"}
 
 
 def find_config(name: str, definition: Definition | None = None) -> type[Config]:
@@ -54,6 +58,11 @@ def find(name: str, definition: Definition | None = None) -> Family | Generator:
 def find_figures(name: str) -> ModuleType | None:
     """What draws a built-in family's own figures, without torch; None for a family that has none."""
     return importlib.import_module(FIGURES[name]) if name in FIGURES else None
+
+
+def find_columns(name: str) -> ModuleType | None:
+    """What a built-in family counts for a run's CSV, without torch; None for a family that counts nothing."""
+    return importlib.import_module(SHEETS[name]) if name in SHEETS else None
 
 
 def name_of(found: Any) -> str:
