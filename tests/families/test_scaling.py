@@ -413,7 +413,7 @@ def test_a_model_writes_what_it_finds_likely(corpus: str) -> None:
     assert Scaling().sample(state, [config], [""], 5, 0.0, [0]) == [b"bbbbb"]
 
     params["readout.bias"][ord("b")] = 0
-    params["readout.weight"] *= 10
+    params["embedding"] *= 30
     texts = [
         Scaling().sample(state, [config], [prompt], 30, 1.0, [seed])[0]
         for prompt, seed in [("x", 1)] * 2 + [("x", 2), ("y", 1)]
