@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rnnq import tokens, train
+from rnnq import train
 from rnnq.errors import InputError
 from rnnq.families.base import State
 from rnnq.families.scaling import counts, nets, readout, streams, text
@@ -178,6 +177,7 @@ def test_the_family_loses_what_the_plain_net_does(fields: dict[str, Any]) -> Non
     torch.testing.assert_close(next_carried, after)
     expected = torch.autograd.grad(plain, list(leaves.values()))
     torch.testing.assert_close(torch.autograd.grad(found.sum(), list(leaves.values())), expected)
+    assert next_carried["h.0"].requires_grad is next_carried["c.1"].requires_grad is False
 
 
 def test_what_multiplies_the_logits_is_a_matter_of_the_parametrisation() -> None:
@@ -197,12 +197,11 @@ def test_what_multiplies_the_logits_is_a_matter_of_the_parametrisation() -> None
 
 
 @pytest.fixture
-def corpus(tmp_path: Path) -> Iterator[str]:
+def corpus(tmp_path: Path) -> str:
     """3,000 bytes that count up to 255 again and again: each byte says where it is."""
     path = tmp_path / "counted.bin"
     path.write_bytes(bytes(range(256)) * 12)
-    yield str(path)
-    tokens.load.cache_clear()
+    return str(path)
 
 
 def test_a_stream_goes_on_where_the_micro_batch_before_ended(corpus: str) -> None:
@@ -326,7 +325,6 @@ def test_every_held_out_token_but_the_first_counts_once(tmp_path: Path) -> None:
         assert found[f"{split}_loss"] == pytest.approx(-float(likely[said].mean()), rel=1e-6)
         assert found[f"{split}_loss_per_byte"] == pytest.approx(found[f"{split}_loss"])
         assert found[f"{split}_ppl"] == pytest.approx(math.exp(found[f"{split}_loss"]))
-    tokens.load.cache_clear()
 
 
 def test_a_held_out_part_is_read_in_order_and_what_is_read_is_remembered(tmp_path: Path) -> None:
@@ -341,7 +339,6 @@ def test_a_held_out_part_is_read_in_order_and_what_is_read_is_remembered(tmp_pat
 
     assert held.tokens.shape == (32, 300)
     assert found["val_loss"] == pytest.approx(float(nets.loss(config, params, held.tokens, held.targets, {})[0]))
-    tokens.load.cache_clear()
 
 
 @pytest.mark.parametrize("fields", [{"max_characters": 1500}, {"steps": 1}, {"batch_size": 2}, {"hidden_size": 4},
@@ -398,3 +395,29 @@ def test_bfloat16_learns_as_well() -> None:
     full, low = (outcome.summary["val_loss"] for outcome in found)
     assert low != full
     assert low == pytest.approx(full, abs=0.05)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_what_bfloat16_makes_is_kept_in_full(corpus: str, norm: bool) -> None:
+    config = ScalingConfig(**SMALL, data_path=corpus, use_amp=True, use_layer_norm=norm)
+    losses, gradients, carried = gradients_of_step(config)
+    assert {part.dtype for part in (losses, *gradients.values(), *carried.values())} == {torch.float32}
+
+
+def test_a_model_writes_what_it_finds_likely(corpus: str) -> None:
+    """A read-out that says 'b' after anything; and one that depends on the prompt and the seed."""
+    config = ScalingConfig(**SMALL, data_path=corpus)
+    params = drawn(config)
+    params["readout.bias"][ord("b")] = 50
+    state = State({name: p[None] for name, p in params.items()})
+    assert Scaling().sample(state, [config], [""], 5, 0.0, [0]) == [b"bbbbb"]
+
+    params["readout.bias"][ord("b")] = 0
+    params["embedding"] *= 30
+    texts = [
+        Scaling().sample(state, [config], [prompt], 30, 1.0, [seed])[0]
+        for prompt, seed in [("x", 1)] * 2 + [("x", 2), ("y", 1)]
+    ]
+    assert texts[0] == texts[1]
+    assert len({*texts}) == 3
+    assert len(texts[0]) == 30

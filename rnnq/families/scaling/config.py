@@ -34,7 +34,7 @@ class ScalingConfig(Config):
 
     metrics: ClassVar[tuple[Metric, ...]] = (
         Metric("val_loss", "nats/token", primary=True),
-        Metric("loss", "nats/token"),  # a running average of the training loss
+        Metric("loss", "nats/token"),  # of training: the mean over a step's tokens, with dropout
         Metric("val_loss_per_byte", "nats/byte"),  # equal for all kinds of tokens: what may be compared between them
         Metric("val_ppl", ""),  # exp(val_loss)
         Metric("test_loss", "nats/token"),

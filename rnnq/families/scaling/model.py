@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rnnq import tokens
 from rnnq.errors import InputError
 from rnnq.families.base import Curve, Family, Spec, State
+from rnnq.families.dynamics.model import draw
 from rnnq.families.scaling import counts, nets, readout, streams
 from rnnq.families.scaling.config import ScalingConfig
 from rnnq.families.scaling.streams import Batch, HeldOut, Streams, Window
@@ -76,6 +78,23 @@ class Scaling(Family):
 
         return parametrization.spec(config)
 
+    def sample(
+        self,
+        state: State,
+        configs: Sequence[ScalingConfig],
+        prompts: Sequence[str],
+        length: int,
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> list[bytes | str]:
+        """One token at a time, from zero states before the prompt; an empty prompt begins after a newline."""
+        [config], [prompt], [seed] = configs, prompts, seeds
+        known = tokens.vocabulary(config.data_path, config.tokens)
+        content = prompt.encode("utf-8", "surrogateescape") or b"\n"
+        ids = content if known is None else known.encode(content).tolist()
+        written = write(config, alone(state.params), ids, length, temperature, seed)
+        return [bytes(written) if known is None else known.decode(written)]
+
     def summary(self, config: ScalingConfig, curve: Curve) -> dict[str, Any]:
         """Of each metric the last value, and how many numbers are learnt."""
         return super().summary(config, curve) | {"parameters": counts.parameters(config)}
@@ -114,6 +133,27 @@ def said(config: ScalingConfig, params: Mapping[str, Tensor], x: Tensor) -> tupl
     return x * of_product if of_product != 1 else x, weight, bias * of_bias if of_bias != 1 else bias
 
 
+def write(
+    config: ScalingConfig,
+    params: Mapping[str, Tensor],
+    prompt: Sequence[int],
+    length: int,
+    temperature: float,
+    seed: int,
+) -> list[int]:
+    """`length` ids after those of a prompt."""
+    generator = torch.Generator().manual_seed(seed)
+    device = params["embedding"].device
+    carried: dict[str, Tensor] = {}
+    written: list[int] = []
+    read = list(prompt)
+    while len(written) < length:
+        x, carried = nets.features(config, params, torch.tensor([read], device=device), carried)
+        read = [draw(nets.said(config, params, x[-1, 0]), temperature, generator)]
+        written += read
+    return written
+
+
 def _products(config: ScalingConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=config.use_amp)
 
@@ -125,8 +165,8 @@ def _held_out_loss(config: ScalingConfig, params: Mapping[str, Tensor], held: He
     total = torch.zeros((), dtype=torch.float64, device=device)
     carried: dict[str, Tensor] = {}
     with _products(config, device):
-        for tokens, targets, weights in held.to(device).windows():
-            x, carried = nets.features(config, params, tokens, carried)
+        for read, targets, weights in held.to(device).windows():
+            x, carried = nets.features(config, params, read, carried)
             each = readout.losses(*said(config, params, x), targets.t().reshape(-1))
             total += (each.double() * weights.t().reshape(-1)).sum()
     return float(total)

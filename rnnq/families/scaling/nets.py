@@ -85,9 +85,10 @@ def _dropped(x: Tensor, masks: Trees, place: str) -> Tensor:
 
 
 def _layer(params: Trees, layer: int, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All hidden states (T, B, h), and the last hidden state and cell (1, B, h)."""
+    """All hidden states (T, B, h), and the last hidden state and cell (1, B, h); in full where autocast has less."""
     weights = [params[f"lstm.{layer}.{name}"] for name in WEIGHTS]
-    out, last, cell = torch.lstm(x, (h, c), weights, True, 1, 0.0, torch.is_grad_enabled(), False, False)
+    found = torch.lstm(x, (h, c), weights, True, 1, 0.0, torch.is_grad_enabled(), False, False)
+    out, last, cell = (part.to(x.dtype) for part in found)
     return out, last, cell
 
 
