@@ -527,17 +527,18 @@ def test_a_subset_keeps_the_order_and_drops_groups_that_are_left_empty():
 
 
 def test_what_is_made_shares_nothing_with_what_it_was_made_of():
-    before = deepcopy(GROUP)
+    group = {"name": "g", "subexperiments": [{"label": "a", "overrides": {"nested": [1]}}]}
+    before = deepcopy(group)
     for made in (
-        subset_experiments([GROUP], ["a"]),
-        create_multi_lr_experiments([GROUP], [0.1, 0.01]),
-        create_multi_seed_experiments([GROUP], [1, 2]),
+        subset_experiments([group], ["a"]),
+        create_multi_lr_experiments([group], [0.1, 0.01]),
+        create_multi_seed_experiments([group], [1, 2]),
     ):
-        first, *rest = [run.get("overrides", run.get("config")) for run in made[0]["subexperiments"]]
-        first["hidden_size"] = 999
+        first, *rest = [run["overrides"] for run in made[0]["subexperiments"]]
+        first["nested"].append(2)
         made[0]["name"] = "changed"
-        assert before == GROUP
-        assert all(run.get("hidden_size") != 999 for run in rest)
+        assert before == group
+        assert all(run["nested"] == [1] for run in rest)
 
 
 @pytest.mark.parametrize(
