@@ -269,13 +269,13 @@ def test_everything_wrong_with_a_list_is_said_at_once_by_group_and_label(tmp_pat
                 {"label": "typo", "overrides": {"widht": 8}},
                 {"label": "range", "overrides": {"seed": -1}},
                 {"label": "twice"}, {"label": "twice", "overrides": {"width": 3}},
-                {"label": "lr 0.1", "overrides": {"width": 4}}, {"label": "lr 01", "overrides": {"width": 5}},
+                {"label": "lr 0.1", "overrides": {"width": 4}}, {"label": "LR 01", "overrides": {"width": 5}},
                 {"label": "both", "overrides": {}, "config": {}},
                 {"label": "loose", "width": 8},
                 {"label": "list", "overrides": [1]},
                 {"label": 3},
                 {"overrides": {}},
-                {"label": "..."},
+                {"label": "_._"},
                 "w32",
             ]},
             {"name": "b", "subexperiments": []},
@@ -295,7 +295,7 @@ def test_everything_wrong_with_a_list_is_said_at_once_by_group_and_label(tmp_pat
         "group a, list: overrides is a dict of fields, not a list",
         "group a, run 10: label is a text, not 3",
         "group a, run 11 has no label",
-        "group a, run 12: '...' is no label: nothing of it can be in the name of a file",
+        "group a, run 12: '_._' is no label: nothing of it can be in the name of a file",
         "group a, run 13 is a dict with label and overrides, not 'w32'",
         "group b is empty",
         "group c: subexperiments is missing",
@@ -306,7 +306,7 @@ def test_everything_wrong_with_a_list_is_said_at_once_by_group_and_label(tmp_pat
         "group 6 has no name",
         "group 7 of EXPERIMENTS is a dict with name and subexperiments, not 7",
         "group a: 2 runs have the label 'twice'",
-        "group a: 'lr 0.1' and 'lr 01' are the same as the name of a file, lr_01.csv",
+        "group a: 'lr 0.1' and 'LR 01' are the same as the name of a file, LR_01.csv",
         "CONFIG: ToyConfig has no field stepz (did you mean steps?)",
         "stage a, typo: ToyConfig has no field widht (did you mean width?)",
         "stage a, range: seed=-1: input should be greater than or equal to 0",
@@ -527,17 +527,18 @@ def test_a_subset_keeps_the_order_and_drops_groups_that_are_left_empty():
 
 
 def test_what_is_made_shares_nothing_with_what_it_was_made_of():
-    before = deepcopy(GROUP)
+    group = {"name": "g", "subexperiments": [{"label": "a", "overrides": {"nested": [1]}}]}
+    before = deepcopy(group)
     for made in (
-        subset_experiments([GROUP], ["a"]),
-        create_multi_lr_experiments([GROUP], [0.1, 0.01]),
-        create_multi_seed_experiments([GROUP], [1, 2]),
+        subset_experiments([group], ["a"]),
+        create_multi_lr_experiments([group], [0.1, 0.01]),
+        create_multi_seed_experiments([group], [1, 2]),
     ):
-        first, *rest = [run.get("overrides", run.get("config")) for run in made[0]["subexperiments"]]
-        first["hidden_size"] = 999
+        first, *rest = [run["overrides"] for run in made[0]["subexperiments"]]
+        first["nested"].append(2)
         made[0]["name"] = "changed"
-        assert before == GROUP
-        assert all(run.get("hidden_size") != 999 for run in rest)
+        assert before == group
+        assert all(run["nested"] == [1] for run in rest)
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ class _Reader:
             self._note(f"{place}: label is a text, not {_said(label)}")
         elif not 1 <= len(label.strip()) <= LONGEST or not label.isprintable():
             self._note(f"{place}: {label[:60]!r} is no label: 1 to {LONGEST} letters, none of them a control code")
-        elif not file_stem(label):
+        elif not file_stem(label).strip("_"):
             self._note(f"{place}: {label!r} is no label: nothing of it can be in the name of a file")
         else:
             return label
@@ -198,10 +198,10 @@ class _Reader:
         return dict(found)
 
     def _refuse_clashes(self, group: str, labels: Sequence[str]) -> None:
-        """Labels of one group that are equal, or that would be the name of one file."""
+        """Note labels of one group that are equal, or that would be the name of one file."""
         stems: dict[str, str] = {}
         for label, count in Counter(labels).items():
-            first = stems.setdefault(file_stem(label), label)
+            first = stems.setdefault(file_stem(label).lower(), label)  # some disks know no upper case
             if count > 1:
                 self._note(f"group {group}: {count} runs have the label {label!r}")
             if first != label:
