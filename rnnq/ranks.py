@@ -60,7 +60,7 @@ class Ranks:
         self._pids: list[tuple[int, str | None]] = [me] * size
         dist.all_gather_object(self._pids, me, group=self.control)
         self.subject: Mapping[str, Any] = {}  # what is trained next, for the others
-        self.broken = False  # a step has begun that not all have ended: the processes no longer stand at one place
+        self.broken = False  # something has begun that not all have ended: the processes no longer stand at one place
         self._module: DistributedDataParallel | None = None
 
     # ---------------------------------------------------------------------------------------- what process 0 says
@@ -97,7 +97,10 @@ class Ranks:
         """The training has come to an end. After a step that was not ended the others cannot hear of it."""
         self._module = None
         if not self.broken:
-            self.say(END)
+            self.broken = True
+            with contextlib.suppress(RuntimeError):  # one of them is gone: so the run that has ended is not to blame
+                self.say(END)
+                self.broken = False
 
     def leave(self) -> None:
         """The worker leaves, and the others with it."""
@@ -129,10 +132,12 @@ class Ranks:
         """
         if not carried:
             return carried
+        self.broken = True
         self.say(JOIN)
         mine = {name: c.detach().cpu() for name, c in carried.items()}
         parts: list[Any] | None = [None] * self.size if self.rank == 0 else None
         dist.gather_object(mine, parts, 0, group=self.control)
+        self.broken = False
         if parts is None:
             return carried
         with _sharing():
