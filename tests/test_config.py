@@ -75,6 +75,14 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {  # of every built-in family
         {"target": "table", "model": "gru", "d_model": 64, "n_layers": 1, "layers": "top"},
         {"target": "current_state", "control": "shuffled_labels", "states": 3, "actions": 3, "steps": 100, "lr": 0.01},
     ],
+    "scaling": [
+        {},
+        {"seed": 1},
+        {"hidden_size": 32, "use_mup": True, "mup_base_width": 16, "optimizer": "sgd", "learning_rate": 0.1},
+        {"tokens": "bytes", "steps": 2000, "tie_embeddings": True, "lr_schedule": "cosine_warmup", "num_layers": 1},
+        {"max_characters": 258_600_000, "use_mup": True, "mup_rule": "seed", "use_layer_norm": False, "seed": 123},
+        {"token_to_param_ratio": 40.0, "tbptt_length": 32, "batch_size": 128, "adam_beta1": 0.0, "adam_epsilon": 1e-9},
+    ],
 }
 
 

@@ -97,7 +97,7 @@ def test_a_name_that_nobody_has_gets_the_nearest(find: Callable[[str], object]) 
 
     with pytest.raises(InputError) as caught:
         find("zzz")
-    assert caught.value.hint == "it has dynamics, fsm, fsm_probe, groups"
+    assert caught.value.hint == "it has dynamics, fsm, fsm_probe, groups, scaling"
 
 
 @pytest.mark.parametrize("name", families.BUILTIN)

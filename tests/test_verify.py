@@ -41,6 +41,11 @@ SMALL: dict[str, dict[str, Any]] = {
         "states": 2, "actions": 3, "demos": 2, "demo_length": 4, "query_length": 3, "n_train": 50, "n_val": 10,
         "n_test": 10, "d_model": 8, "batch_size": 4, "steps": 40, "log_every": 3, "eval_every": 10,
     },
+    "scaling": {
+        "data_path": argparse.__file__, "tokens": "bytes", "hidden_size": 8, "batch_size": 4, "sequence_length": 8,
+        "tbptt_length": 4, "gradient_accumulation_steps": 2, "steps": 40, "log_every": 3, "csv_log_interval": 20,
+        "fixed_val_tokens": 2000,
+    },
 }  # fmt: skip
 
 FAMILY = """

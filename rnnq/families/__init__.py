@@ -21,6 +21,7 @@ BUILTIN = {
     "fsm": ("rnnq.families.fsm.config:Config", "rnnq.families.fsm.model:Automata"),
     "fsm_probe": ("rnnq.families.fsm.probe_config:ProbeConfig", "rnnq.families.fsm.probe:Probe"),
     "groups": ("rnnq.families.groups.config:GroupsConfig", "rnnq.families.groups.model:Groups"),
+    "scaling": ("rnnq.families.scaling.config:ScalingConfig", "rnnq.families.scaling.model:Scaling"),
 }
 
 # name -> the module that draws what only this family has: draw(runs, curves, save), see examine.py

@@ -35,6 +35,7 @@ from rnnq.families.fsm.config import Config as AutomataConfig
 from rnnq.families.fsm.probe import Probe
 from rnnq.families.fsm.probe_config import ProbeConfig
 from rnnq.families.groups.config import GroupsConfig
+from rnnq.families.scaling.config import ScalingConfig
 from rnnq.train import Every, Member, Outcome, Point, Training, together, train
 
 torch.set_num_threads(1)
@@ -236,7 +237,22 @@ def probe(**fields: Any) -> Case:
     return Case(Started, parse(ProbeConfig, TINY | small | fields))
 
 
+def scaling(**fields: Any) -> Case:
+    """A small language model of bytes, which reads its text several times."""
+    text = {"data_path": argparse.__file__, "tokens": "bytes", "max_characters": 1000, "fixed_val_tokens": 200}
+    size = {"hidden_size": 8, "batch_size": 4, "sequence_length": 6, "tbptt_length": 3}
+    small = {"gradient_accumulation_steps": 2, "steps": STEPS, "num_epochs": 9, "learning_rate": 0.01, "log_every": 3}
+    looks = {"csv_log_interval": 8, "lr_schedule": "constant"}  # a schedule ends with the steps, and cannot be extended
+    config = parse(ScalingConfig, text | size | small | looks | fields)
+    places = {"lr": "learning_rate", "state_size": "hidden_size", "n_layers": "num_layers"}
+    return Case(lambda: families.find("scaling"), config, places=places | {"eval_every": "csv_log_interval"})
+
+
 CASES = {
+    "scaling adamw": scaling(),
+    "scaling sgd, mup, tied": scaling(
+        optimizer="sgd", use_mup=True, mup_base_width=4, tie_embeddings=True, layer_norm_position="both"
+    ),
     "fsm_probe of weights": probe(seed=1),
     "fsm_probe of shuffled answers": probe(model="rnn", target="current_state", control="shuffled_labels"),
     "fsm_probe of a table": probe(target="table", layers="top", seed=3),
