@@ -30,6 +30,7 @@ FOLDER = "RNNQ_RANKS"  # where the processes of a group leave word for each othe
 AGAIN = 75  # exit code of a worker whose group must be started anew: EX_TEMPFAIL of sysexits.h
 LEAVE, BEGIN, END, STEP, JOIN = range(5)  # what process 0 says
 LONG = datetime.timedelta(days=30)  # a worker may wait for runs; a process that ends is noticed at once, however
+JOINING = datetime.timedelta(minutes=5)  # for the agent's store to answer
 SOON = 3.0  # seconds within which a process that breaks the connection is seen to be gone
 
 
@@ -54,7 +55,11 @@ class Ranks:
         if sys.platform == "linux":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one host; its name need not lead to it
         cuda = device.type == "cuda"
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=None if cuda else LONG)
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=JOINING)
+        # the agent has one store for all that it starts: what dead processes have left there must not be read
+        mine = dist.PrefixStore(f"rnnq-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        backend, patience = ("nccl", None) if cuda else ("gloo", LONG)
+        dist.init_process_group(backend, store=mine, rank=rank, world_size=size, timeout=patience)
         self.control = dist.new_group(backend="gloo", timeout=LONG)
         me = (os.getpid(), host.process_start(os.getpid()))
         self._pids: list[tuple[int, str | None]] = [me] * size

@@ -228,12 +228,12 @@ class Watched(Scaling):
 
     def loss(self, state, data):
         with open(f"rows-{os.environ.get('RANK', 'alone')}", "a") as file:
-            file.write(f"{data.tokens.shape[1]}\\n")
+            file.write(f"{len(data.tokens)}\\n")
         return super().loss(state, data)
 
 
 small = dict(data_path="text", tokens="bytes", hidden_size=8, batch_size=6, sequence_length=16, tbptt_length=8,
-             gradient_accumulation_steps=2, steps=20, log_every=1, fixed_val_tokens=500, optimizer="adamw", use_mup=True)
+             gradient_accumulation_steps=2, steps=20, log_every=1, fixed_val_tokens=500, use_mup=True)
 two = rnnq.stage("two", Watched, [{}], base=small)
 one = rnnq.stage("one", Watched, [{}], base=small)
 """
