@@ -36,7 +36,8 @@ RESTARTS = 3  # of one group after a process of it died; LOST_LIMIT attempts of 
 QUICK = 60.0  # a group that lives longer is sound
 BREAKER = 5  # groups that end sooner, one after the other, each by an error of a run
 LOOK = 0.3  # seconds between two looks into the folder
-LATE = 60.0  # seconds that a process stays when all who could tell it anything have gone
+LATE = 60.0  # seconds that a process stays when its leader has gone: the worker may be saving
+SOON = 5.0  # and when the worker has ended
 
 
 def rank() -> tuple[int, int] | None:
@@ -161,36 +162,45 @@ def _code(folder: Path) -> int | None:
     return found
 
 
-def leave_code(code: int | None) -> None:
-    """The worker of a group ends with this exit code; None: it begins.
+def begin() -> None:
+    """The worker of a group begins: what another one left, before the group was started anew, is old."""
+    if os.environ["RANK"] == "0":
+        (Path(os.environ[FOLDER]) / "code").unlink(missing_ok=True)
 
-    To the agent any but 0 is a death, and a reason to start the group anew.
-    """
+
+def leave_code(code: int) -> None:
+    """The worker of a group ends with this exit code. To the agent any but 0 is a death, and a reason to start anew."""
     place = Path(os.environ[FOLDER])
-    if os.environ["RANK"] != "0" or not place.exists():
-        return
-    if code is None:
-        (place / "code").unlink(missing_ok=True)
-        return
-    (place / ".code").write_text(str(code))
-    (place / ".code").replace(place / "code")
+    with contextlib.suppress(FileNotFoundError):  # nobody is there any more to read it
+        (place / ".code").write_text(str(code))
+        (place / ".code").replace(place / "code")
 
 
-def heed(leave: Callable[[], None]) -> None:
-    """Look out, in a thread, for what only the folder says: that the group is to leave, or that nobody leads it."""
-    threading.Thread(target=_look, args=(leave,), name="lookout", daemon=True).start()
+class Lookout:
+    """A thread that looks for what only the folder says: that the group is to leave, or that nobody leads it.
+
+    `leave` is what it calls then; until a worker has begun, there is nothing to give back.
+    """
+
+    def __init__(self) -> None:
+        self.leave: Callable[[], None] = _leave_at_once
+        self._folder, self._leader = Path(os.environ[FOLDER]), processes.Leader.of_environment()
+        threading.Thread(target=self._look, name="lookout", daemon=True).start()
+
+    def _look(self) -> None:
+        since: float | None = None  # when the one that this process follows, or all who lead it, had gone
+        while True:
+            gone = self._leader.is_gone()
+            if gone or (self._folder / "leave").exists():
+                self.leave()
+            ended = (self._folder / "code").exists()
+            since = (since or time.monotonic()) if gone or ended else None
+            if os.environ["RANK"] != "0" and since and time.monotonic() - since > (LATE if gone else SOON):
+                os._exit(1)  # it would have heard of it, did it stand where it can hear
+            time.sleep(LOOK)
 
 
-def _look(leave: Callable[[], None]) -> None:
-    folder, leader = Path(os.environ[FOLDER]), processes.Leader.of_environment()
-    alone: float | None = None  # since when
-    while True:
-        if (folder / "leave").exists() or leader.is_gone():
-            leave()
-        if leader.is_gone() or (folder / "code").exists():
-            alone = alone or time.monotonic()
-            if os.environ["RANK"] != "0" and time.monotonic() - alone > LATE:
-                os._exit(1)
-        else:
-            alone = None
-        time.sleep(LOOK)
+def _leave_at_once() -> None:
+    if os.environ["RANK"] == "0":
+        leave_code(0)
+        os._exit(0)

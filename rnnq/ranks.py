@@ -30,6 +30,7 @@ FOLDER = "RNNQ_RANKS"  # where the processes of a group leave word for each othe
 AGAIN = 75  # exit code of a worker whose group must be started anew: EX_TEMPFAIL of sysexits.h
 LEAVE, BEGIN, END, STEP, JOIN = range(5)  # what process 0 says
 LONG = datetime.timedelta(days=30)  # a worker may wait for runs; a process that ends is noticed at once, however
+JOINING = datetime.timedelta(minutes=5)  # for the agent's store to answer
 SOON = 3.0  # seconds within which a process that breaks the connection is seen to be gone
 
 
@@ -54,13 +55,17 @@ class Ranks:
         if sys.platform == "linux":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one host; its name need not lead to it
         cuda = device.type == "cuda"
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=None if cuda else LONG)
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=JOINING)
+        # the agent has one store for all that it starts: what dead processes have left there must not be read
+        mine = dist.PrefixStore(f"rnnq-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        backend, patience = ("nccl", None) if cuda else ("gloo", LONG)
+        dist.init_process_group(backend, store=mine, rank=rank, world_size=size, timeout=patience)
         self.control = dist.new_group(backend="gloo", timeout=LONG)
         me = (os.getpid(), host.process_start(os.getpid()))
         self._pids: list[tuple[int, str | None]] = [me] * size
         dist.all_gather_object(self._pids, me, group=self.control)
         self.subject: Mapping[str, Any] = {}  # what is trained next, for the others
-        self.broken = False  # a step has begun that not all have ended: the processes no longer stand at one place
+        self.broken = False  # something has begun that not all have ended: the processes no longer stand at one place
         self._module: DistributedDataParallel | None = None
 
     # ---------------------------------------------------------------------------------------- what process 0 says
@@ -97,7 +102,10 @@ class Ranks:
         """The training has come to an end. After a step that was not ended the others cannot hear of it."""
         self._module = None
         if not self.broken:
-            self.say(END)
+            self.broken = True
+            with contextlib.suppress(RuntimeError):  # one of them is gone: so the run that has ended is not to blame
+                self.say(END)
+                self.broken = False
 
     def leave(self) -> None:
         """The worker leaves, and the others with it."""
@@ -129,10 +137,12 @@ class Ranks:
         """
         if not carried:
             return carried
+        self.broken = True
         self.say(JOIN)
         mine = {name: c.detach().cpu() for name, c in carried.items()}
         parts: list[Any] | None = [None] * self.size if self.rank == 0 else None
         dist.gather_object(mine, parts, 0, group=self.control)
+        self.broken = False
         if parts is None:
             return carried
         with _sharing():

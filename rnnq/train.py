@@ -500,8 +500,8 @@ class Training:
     def update(self) -> None:
         """One optimiser step of every active member."""
         if self.ranks is not None:
+            self.ranks.broken = True  # until all have made the step
             self.ranks.say(STEP)
-            self.ranks.broken = True
         configs = [member.config for member in self.rows]
         # of a member that has ended the last step again: there may be no further one
         steps = [max(0, member.step - (k in self.frozen)) for k, member in enumerate(self.rows)]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rnnq import host
-from tests.processes import Study
+from tests.processes import Study, pseudo_text
 
 # A recurrent net over carried streams, with dropout's masks in its batch and a parameter that no loss depends on. In
 # the file `plan.json` stands what one of the processes does when it makes a batch: {"stage": {"rank", "step", "do"}}.
@@ -215,6 +215,45 @@ def test_a_group_that_is_asked_to_leave_saves_its_run_and_another_number_of_proc
     assert study.run(3)["state"] == "done"
 
 
+# a language model whose processes write down how many streams they read
+SCALING = """
+import os
+
+import rnnq
+from rnnq.families.scaling.model import Scaling
+
+
+class Watched(Scaling):
+    name = "watched"
+
+    def loss(self, state, data):
+        with open(f"rows-{os.environ.get('RANK', 'alone')}", "a") as file:
+            file.write(f"{len(data.tokens)}\\n")
+        return super().loss(state, data)
+
+
+small = dict(data_path="text", tokens="bytes", hidden_size=8, batch_size=6, sequence_length=16, tbptt_length=8,
+             gradient_accumulation_steps=2, steps=20, log_every=1, fixed_val_tokens=500, use_mup=True)
+two = rnnq.stage("two", Watched, [{}], base=small)
+one = rnnq.stage("one", Watched, [{}], base=small)
+"""
+
+
+def test_a_language_model_is_the_same_for_two_processes_that_read_half_of_its_streams_each(tmp_path):
+    with Group(tmp_path) as study:
+        (study.folder / "text").write_bytes(pseudo_text(40_000))
+        study.rnnq("init", study.define(SCALING))
+        study.train("--stage", "two")
+        study.rnnq("worker", "--stage", "one", "--device", "cpu")
+        two, one = (study.run(run)["curves"] for run in (1, 2))
+        for rank, streams in (("0", "3"), ("1", "3"), ("alone", "6")):
+            assert set((study.folder / f"rows-{rank}").read_text().split()) == {streams}
+        assert [step for step, _ in two["loss"]] == list(range(1, 21))
+        for metric in ("loss", "val_loss"):
+            assert max(abs(a - b) for (_, a), (_, b) in zip(two[metric], one[metric], strict=True)) < 1e-5
+        assert two["loss"][-1][1] < two["loss"][0][1] - 0.02, "it learns"
+
+
 # -------------------------------------------------------------------------------------- what cannot be trained so
 
 
@@ -262,7 +301,6 @@ def test_families_without_shares_are_handed_back_and_the_others_are_trained(tmp_
         assert "batch_size=7 is no multiple of 2 processes" in said
         assert "yields is a function that yields its numbers" in said
         assert "the family module cannot be trained by several processes: it has no method share" in said
-        assert "hint: " in said
         study.leaves_nobody()
 
 

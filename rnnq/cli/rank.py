@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from rnnq import cli
 
 
 def main() -> None:
-    """As `rnnq`; ends with 0 where the worker has an end of its own, good or bad."""
+    """As `rnnq`; the first process ends with 0 where the worker has an end of its own, good or bad."""
     from rnnq import launch
 
     sys.argv[0] = "rnnq"
-    launch.leave_code(None)
+    launch.begin()
     try:
         cli.main()
     except SystemExit as leaving:
+        if os.environ["RANK"] != "0":
+            raise
         launch.leave_code(int(leaving.code or 0))
 
 

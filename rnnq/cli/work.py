@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from rnnq import slices
+    from rnnq.launch import Lookout
     from rnnq.ranks import Ranks
     from rnnq.train import Every
 
@@ -119,10 +120,8 @@ def worker(
         scope = work.Scope(stage, runs, drain, wait, within)
         options = (keep_logs, keep_going, 1 if ranks else pack_size, places.compile, ranks)
         made = work.Worker(engine, chosen, scope, defs, every, display.on_event, *options)
-        if ranks is not None:
-            from rnnq import launch
-
-            launch.heed(made.stop.set)
+        if places.lookout is not None:
+            places.lookout.leave = made.stop.set
         code = made.work()
     raise typer.Exit(code)
 
@@ -145,6 +144,7 @@ class Places:
         if self.gpus and (len(self.gpus) != self.nproc or len(set(self.gpus)) != self.nproc):
             hint = f"--nproc {len(self.gpus)} trains each run on all of them" if self.nproc == 1 else "one for each"
             raise InputError(f"--gpu {text} is not one GPU for each of {self.nproc}", hint)
+        self.lookout: Lookout | None = None  # of a process of a group
         self.rank = int(os.environ["RANK"]) if self.nproc > 1 and "RNNQ_RANKS" in os.environ else None
 
     def needs_no_look(self) -> bool:
@@ -194,8 +194,10 @@ class Places:
         if self.rank is None:
             yield None
             return
+        from rnnq.launch import Lookout
         from rnnq.ranks import FOLDER, Ranks
 
+        self.lookout = Lookout()
         ranks = Ranks(self.rank, self.nproc, device, Path(os.environ[FOLDER]))
         try:
             yield ranks
@@ -254,11 +256,10 @@ def _follow(places: Places, defs: Path) -> int:
     """Be one of these processes, but for the first, which is the worker."""
     import signal
 
-    from rnnq import follower, launch, processes
+    from rnnq import follower, processes
 
     for number in processes.HEARD:
         signal.signal(number, signal.SIG_IGN)  # the first one says when to leave
-    launch.heed(lambda: None)
     device = places.prepared()
     with places.ranks(device) as ranks:
         assert ranks is not None
