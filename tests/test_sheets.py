@@ -1,4 +1,4 @@
-"""The CSV of each run, as the scaling study wrote them: what stands where, and that partial runs are told from whole."""
+"""The CSV of each run, as the scaling study wrote them: what stands where, and that partial runs say so."""
 
 from __future__ import annotations
 
