@@ -177,6 +177,12 @@ def draw(
     return written
 
 
+def findings(found: Examined) -> list[str]:
+    """What a family has to say of the runs of a stage, a line each: `findings(runs)` of its module of figures."""
+    module = None if found.info.family_in_source else families.find_figures(found.info.family)
+    return list(module.findings(found.frame)) if module is not None and hasattr(module, "findings") else []
+
+
 def across(engine: Engine, by: str | None = None, spread: Spread = Spread.std) -> list[Examined]:
     """Every stage that has finished runs, ranked by its own primary metric, or by one that it has.
 

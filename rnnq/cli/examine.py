@@ -81,6 +81,7 @@ def examine(
         folder = save or Path("figures") / chosen
         written = study.draw(engine, found, folder, lambda name: say(f"drawing {name}"), how)
         fit = study.fitted(found) if regression else None
+        said = study.findings(found)
     if stage is None:
         output.remark(f"stage {chosen} (the newest with finished runs)")
     if fit is not None:
@@ -90,6 +91,8 @@ def examine(
     else:
         _show_best(found, limit, format)
     sys.stdout.flush()
+    for line in said:
+        output.remark(line)
     output.remark(_drawn(folder, written, how.formats))
     if fit is None:
         _show_promote_line(found, limit, groups, db, format)

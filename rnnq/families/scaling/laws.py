@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rnnq.families.scaling import intervals
 from rnnq.families.scaling.intervals import Array
 
 EXPONENTS = np.geomspace(2e-3, 3.0, 240)  # of a power law, that are tried before the best is refined
-HUBER = 1e-3  # of the logarithm of the loss: beyond it an error counts by its size, not its square
 TOGETHER = 0.95  # correlation of log N and log D from which nobody can tell their shares apart
 
 
@@ -97,7 +97,7 @@ def _draws(c: Array, needed: int) -> Array:
     enough different amounts of compute."""
     rng = intervals.generator()
     drawn = rng.integers(0, len(c), (intervals.DRAWS, len(c)))
-    weights = np.stack([np.bincount(row, minlength=len(c)) for row in drawn]).astype(float)
+    weights = np.stack([_times(row) for row in drawn])
     kinds = np.unique(c, return_inverse=True)[1]
     there = np.stack([(weights[:, kinds == kind].sum(axis=1) > 0) for kind in range(kinds.max() + 1)], -1)
     return np.asarray(weights[there.sum(axis=1) >= needed])
@@ -181,24 +181,27 @@ class Parametric:
 def parametric(parameters: Sequence[float], tokens: Sequence[float], losses: Sequence[float]) -> Parametric | str:
     """Fit runs, or a sentence why that cannot be done.
 
-    The form, and the Huber loss of the logarithm, are those of Hoffmann et al. 2022, "Training Compute-Optimal Large
-    Language Models", section 3.3 and appendix D.2. E, A and B are at least 0.
+    The form is that of Hoffmann et al. 2022, "Training Compute-Optimal Large Language Models", section 3.3. Theirs is
+    the Huber loss of the logarithm (appendix D.2); here it is the sum of squared relative errors, for which E, A and B
+    are linear, so that no start decides what is found. E, A and B are at least 0.
     """
     n, d, y = (np.asarray(values, float) for values in (parameters, tokens, losses))
     if why := _why_not(n, d):
         return why
     centre = math.exp(np.log(n).mean()), math.exp(np.log(d).mean())
-    scaled = n / centre[0], d / centre[1]
-    best = _refined(*scaled, y, _started(*scaled, y))
-    rng, found = intervals.generator(), []
-    for drawn in rng.integers(0, len(y), (intervals.DRAWS // 3, len(y))):
-        if not _why_not(n[drawn], d[drawn]):
-            found.append(_refined(scaled[0][drawn], scaled[1][drawn], y[drawn], best, 60))
-    replicates = np.array(found, float).reshape(-1, 5)
-    around = [intervals.percentile(float(best[i]), replicates[:, i], len(y), 5) for i in (3, 4, 0)]
-    left, z = _left(best, *scaled, y), np.log(y)
+    u, v = n / centre[0], d / centre[1]
+    found = _searched(np.ones_like(y), u, v, y)
+    if found is None:
+        return "the loss does not fall both with parameters and with tokens"
+    rng, again = intervals.generator(), []
+    for drawn in rng.integers(0, len(y), (intervals.DRAWS // 2, len(y))):
+        one = None if _why_not(n[drawn], d[drawn]) else _searched(_times(drawn), u, v, y, found[3:])
+        again += [] if one is None else [one]
+    replicates = np.array(again, float).reshape(-1, 5)
+    around = [intervals.percentile(float(found[i]), replicates[:, i], len(y), 5) for i in (3, 4, 0)]
+    e, a, b, alpha, beta = (float(value) for value in found)
+    left, z = np.log(e + a * u**-alpha + b * v**-beta) - np.log(y), np.log(y)
     r2 = 1 - float((left**2).sum()) / float(((z - z.mean()) ** 2).sum())
-    e, a, b, alpha, beta = (float(value) for value in best)
     a, b = a * centre[0] ** alpha, b * centre[1] ** beta
     return Parametric(e, a, alpha, b, beta, r2, len(y), around[0], around[1], _not_negative(around[2]))
 
@@ -217,30 +220,45 @@ def _why_not(n: Array, d: Array) -> str:
     return ""
 
 
-def _started(n: Array, d: Array, y: Array) -> Array:
-    """The best of a grid of exponents, for which E, A and B are linear."""
-    from scipy.optimize import nnls
+def _times(drawn: NDArray[np.int64]) -> Array:
+    """How often each of n runs is among n that were drawn."""
+    return np.bincount(drawn, minlength=len(drawn)).astype(float)
 
-    best, found = math.inf, np.zeros(5)
-    for alpha in np.geomspace(0.03, 1.5, 12):
-        for beta in np.geomspace(0.03, 1.5, 12):
-            terms = np.stack([np.ones_like(y), n**-alpha, d**-beta], -1) / y[:, None]
-            (e, a, b), error = nnls(terms, np.ones_like(y))
-            if error < best:
-                best, found = error, np.array([e, a, b, alpha, beta])
+
+def _searched(weights: Array, n: Array, d: Array, y: Array, near: Array | None = None) -> Array | None:
+    """E, A, B, alpha and beta by a grid of exponents that gets finer; None where the loss falls with only one.
+
+    With `near`, two exponents, the search begins around them: for a sample of the runs that gave them.
+    """
+    alphas = betas = np.geomspace(0.02, 2.0, 20)
+    if near is not None:
+        alphas, betas = (np.geomspace(middle / 2.5, middle * 2.5, 9) for middle in near)
+    ratio, found = float(alphas[1] / alphas[0]), np.zeros(5)
+    for _ in range(7 if near is None else 5):
+        errors, terms = _projected(weights, n, d, y, alphas, betas)
+        best = int(errors.argmin())
+        if not math.isfinite(errors[best]):
+            return None
+        alpha, beta = alphas[best // len(betas)], betas[best % len(betas)]
+        found = np.array([*terms[best], alpha, beta])
+        alphas, betas = (np.geomspace(middle / ratio, middle * ratio, 7) for middle in (alpha, beta))
+        ratio = ratio ** (1 / 2.5)
     return found
 
 
-def _left(law: Array, n: Array, d: Array, y: Array) -> Array:
-    e, a, b, alpha, beta = law
-    return np.asarray(np.log(np.maximum(e + a * n**-alpha + b * d**-beta, 1e-300)) - np.log(y))
+def _projected(weights: Array, n: Array, d: Array, y: Array, alphas: Array, betas: Array) -> tuple[Array, Array]:
+    """For each pair of exponents the weighted sum of squared relative errors, and E, A and B, which are linear there.
 
-
-def _refined(n: Array, d: Array, y: Array, start: Array, most: int = 400) -> Array:
-    from scipy.optimize import least_squares
-
-    bounds = ([0, 0, 0, 1e-3, 1e-3], [float(y.min()), np.inf, np.inf, 3, 3])
-    inside = np.clip(start, np.array(bounds[0]) + 1e-9, np.array([0.999 * y.min(), 1e9, 1e9, 2.9, 2.9]))
-    made = least_squares(_left, inside, bounds=bounds, args=(n, d, y), loss="huber", f_scale=HUBER, x_scale="jac",
-                         max_nfev=most)  # fmt: skip
-    return np.asarray(made.x)
+    The sum is infinite where A or B would be negative; where E would, it is 0.
+    """
+    alpha, beta = (one.ravel() for one in np.meshgrid(alphas, betas, indexing="ij"))
+    terms = np.stack(
+        [np.broadcast_to(1 / y, (len(alpha), len(y))), n ** -alpha[:, None] / y, d ** -beta[:, None] / y], 1
+    )
+    products = np.einsum("kim,m,kjm->kij", terms, weights, terms)
+    sides = np.einsum("kim,m->ki", terms, weights)
+    found = np.linalg.solve(products + 1e-14 * np.eye(3), sides[..., None])[..., 0]
+    without = np.linalg.solve(products[:, 1:, 1:] + 1e-14 * np.eye(2), sides[:, 1:, None])[..., 0]
+    found = np.where(found[:, :1] < 0, np.pad(without, ((0, 0), (1, 0))), found)
+    errors = weights.sum() - 2 * (found * sides).sum(1) + np.einsum("ki,kij,kj->k", found, products, found)
+    return np.where((found[:, 1:] < 0).any(axis=1), np.inf, errors), found

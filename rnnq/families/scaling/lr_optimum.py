@@ -31,7 +31,7 @@ class Optimum:
     parabola: float | None  # where the parabola is lowest, whether or not it is taken
     r2: float | None
     why_not: str  # why the parabola is not taken; empty where it is
-    edge: int  # -1, 1: at the lowest, highest rate of the sweep, so that the best may lie beyond; 0: within
+    edge: int  # -1, 1: the lowest loss is that of the lowest, highest rate, so that the best may lie beyond; else 0
     rates: int  # that have a loss
 
     @property
@@ -53,7 +53,7 @@ def find(rates: Sequence[float], losses: Sequence[float]) -> Optimum | None:
     vertex, r2, refused = _parabolas(x[known], y[known][None])
     at = int(np.where(known, y, np.inf).argmin())
     why_not = refused[0]
-    edge = 0 if not why_not else -1 if at == 0 else 1 if at == len(x) - 1 else 0
+    edge = -1 if at == 0 else 1 if at == len(x) - 1 else 0
     best = x[at] if why_not else vertex[0]
     has = math.isfinite(vertex[0])
     return Optimum(float(10**best), float(10 ** x[at]), float(10 ** vertex[0]) if has else None,
