@@ -178,6 +178,7 @@ def test_a_name_that_is_no_list_is_refused_with_the_lists_that_there_are(tmp_pat
     said = "there is no list of experiments WIDTH (did you mean WIDE?; it has WIDE, EXPERIMENTS)"
     assert problems(f"{path}:WIDTH") == [said]
     assert "there is no list of experiments ToyConfig (it has EXPERIMENTS, WIDE)" in problems(f"{path}:ToyConfig")
+    assert "there is no list of experiments CONFIG (it has EXPERIMENTS, WIDE)" in problems(f"{path}:CONFIG")
     assert problems(f"{path}:stage")[0].startswith("stage is a stage, and no list of experiments")
     for name in ("", "12", "a b"):
         with pytest.raises(InputError, match="is no name of a list") as caught:

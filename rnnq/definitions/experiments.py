@@ -69,6 +69,13 @@ def _is_list(value: Any) -> bool:
     return any(isinstance(group, Mapping) and "subexperiments" in group for group in groups)
 
 
+def _is_meant(value: Any) -> bool:
+    """Whether somebody who names it may take it for a list, and should be told what is wrong with it."""
+    if isinstance(value, (list, tuple)):
+        return not value or any(isinstance(group, Mapping) for group in value)
+    return isinstance(value, Stage) or _is_list([value])
+
+
 def read(names: Mapping[str, Any], file: str, wanted: str | None = None, needed: bool = False) -> Found:
     """What a list of experiments says, of those that a module, by its names, holds: EXPERIMENTS, or the one wanted.
 
@@ -76,7 +83,7 @@ def read(names: Mapping[str, Any], file: str, wanted: str | None = None, needed:
     """
     found, known = Found(), lists_of(names)
     name = wanted or LIST
-    if name in names and (wanted is None or isinstance(names[name], (list, tuple, Mapping, Stage))):
+    if name in names and (wanted is None or _is_meant(names[name])):
         _Reader(found, names.get(BASE, {}), names.get(FAMILY, DEFAULT_FAMILY), file).read(name, names[name])
     elif wanted is not None:
         near = nearest(wanted, known)
