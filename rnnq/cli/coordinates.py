@@ -52,9 +52,10 @@ def coordinates(
         rows = checks.check(optimizer.of, common, chosen, range(seeds), optimizers, None, steps, watch)
     found = checks.slopes(rows)
     _draw(rows, found, draw)
-    shown = _table(found, steps, 3 if format is Format.table else 15)
+    shown = _table(found, steps)
     title = f"slopes over the width, log-log: logits at the start, then what {steps} steps change"
-    output.rows(format, shown, list(shown[0]), title)
+    columns = list(shown[0])
+    output.rows(format, [_for_people(row) for row in shown] if format is Format.table else shown, columns, title)
 
 
 def _widths(text: str) -> list[int]:
@@ -78,20 +79,17 @@ def _draw(rows: list[Row], slopes: list[Slope], save: Save) -> None:
         output.remark(f"wrote {path}")
 
 
-def _table(slopes: list[Slope], steps: int, digits: int) -> list[dict[str, Any]]:
-    """A row for each optimiser and parametrisation: the logits at the start, and every change after the last step."""
-
-    def rounded(value: float | None) -> float | None:
-        return None if value is None else round(value, digits) + 0.0  # and no -0
-
+def _table(slopes: list[Slope], steps: int) -> list[dict[str, Any]]:
+    """A row for each optimiser and quantity, a column for each parametrisation; the logits also at the start."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for slope in slopes:
-        row = found.setdefault(
-            (slope.optimizer, slope.parametrization),
-            {"optimizer": slope.optimizer, "parametrization": slope.parametrization, "logits_at_start": None},
-        )
-        if slope.step == 0 and slope.quantity == "logits":
-            row["logits_at_start"] = rounded(slope.std)
-        elif slope.step == steps:
-            row[slope.quantity.replace(" ", "_")] = rounded(slope.change_std)
+        at_start = slope.step == 0 and slope.quantity == "logits"
+        if at_start or slope.step == steps:
+            quantity = "start: logits" if at_start else slope.quantity
+            row = found.setdefault((slope.optimizer, quantity), {"optimizer": slope.optimizer, "quantity": quantity})
+            row[slope.parametrization] = slope.std if at_start else slope.change_std
     return list(found.values())
+
+
+def _for_people(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: f"{round(x, 2) + 0.0:+.2f}" if isinstance(x, float) else x for name, x in row.items()}

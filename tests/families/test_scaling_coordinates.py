@@ -51,6 +51,8 @@ def test_training_changes_the_logits_alike_at_three_widths_under_mup_and_more_in
     found = last({}, ["standard", "mup", "seed"], widths=(16, 48, 128), seeds=(0,))
     for name in ("adamw", "sgd"):
         assert abs(change(found, name, "mup", "logits")) <= FLAT
+        # one seed alone; the slope is -0.6 where SGD's rate of the embedding does not grow with the width
+        assert abs(change(found, name, "mup", "embedding")) <= 0.3
         assert change(found, name, "standard", "logits") > 0.4
         assert change(found, name, "seed", "logits") > 0.9
 
@@ -179,13 +181,15 @@ def test_the_command_prints_slopes_and_draws_them_with_their_numbers_beside(cli:
     words = ("coordinates", "--widths", "4,8", "--steps", "2", "--seeds", "2", "--save", str(tmp_path / "f"))
     done = cli(*words, "--format", "json")
     found = json.loads(done.stdout)
-    assert [(row["optimizer"], row["parametrization"]) for row in found] == [
-        (name, kind) for name in ("adamw", "sgd") for kind in ("standard", "mup", "seed")
+    assert [(row["optimizer"], row["quantity"]) for row in found] == [
+        (name, what)
+        for name in ("adamw", "sgd")
+        for what in ("start: logits", "embedding", "layer 1", "layer 2", "logits")
     ]
-    assert set(found[0]) == {
-        "optimizer", "parametrization", "logits_at_start", "embedding", "layer_1", "layer_2", "logits"
-    }  # fmt: skip
-    assert found[1]["logits_at_start"] is None, "a read-out of zeros"
+    assert set(found[0]) == {"optimizer", "quantity", "standard", "mup", "seed"}
+    assert found[0]["mup"] is None, "a read-out of zeros"
+    assert found[0]["standard"] == found[5]["standard"], "the start is the same for all optimisers"
+    assert all(isinstance(row[kind], float) for row in found[1:5] for kind in ("standard", "mup", "seed"))
     assert (tmp_path / "f" / "mup_coordinates.png").stat().st_size > 10_000
     with (tmp_path / "f" / "mup_coordinates.csv").open() as file:
         rows = list(csv.DictReader(file))
