@@ -221,6 +221,20 @@ def test_a_stream_goes_on_where_the_micro_batch_before_ended(corpus: str) -> Non
     assert fresh == [0, 38]
 
 
+def test_nothing_is_carried_to_where_a_pass_over_the_text_begins(corpus: str) -> None:
+    """Only the first window of a pass; the one after it, of the same micro-batch, goes on."""
+    config = ScalingConfig(**SMALL, data_path=corpus, gradient_accumulation_steps=1, tbptt_length=8)
+    family = Scaling()
+    first, second = family.micro_batches(family.batch([config], [0]))
+    params = {name: p[None] for name, p in drawn(config).items()}
+    zero = nets.zero_state(config, 4)
+    other = {name: t + 1 for name, t in zero.items()}
+
+    assert (first.fresh, second.fresh) == (True, False)
+    assert torch.equal(family.loss(State(params, other), first)[0], family.loss(State(params, zero), first)[0])
+    assert not torch.equal(family.loss(State(params, other), second)[0], family.loss(State(params, zero), second)[0])
+
+
 def test_a_mask_is_of_one_window_and_of_no_moment(corpus: str) -> None:
     """Half of the numbers are dropped: each mask is one row a stream, which all moments of its window share."""
     config = ScalingConfig(
