@@ -323,6 +323,19 @@ def test_a_sweep_shows_what_transfers_and_what_does_not(engine: Engine) -> None:
     assert len(cells) == 30 and set(cells["n"]) == {3}
 
 
+def test_few_seeds_and_unequal_budgets_are_said_to_make_an_answer_doubtful() -> None:
+    at = [0.01, 0.1, 1.0]
+    optima = ((16, best_of(at, bowl(at, 0.1))), (64, best_of(at, bowl(at, 0.1))))
+    known = ((0.09, 0.11), (0.01, 1.0))
+    sure = findings.Sweep("k", optima, (known[0], known[0]), None, lr_optimum.transfer(optima), 3, (1e6, 1e6))
+    assert findings.doubts(sure) == []
+    open_ = findings.Sweep("k", optima, known, None, lr_optimum.transfer(optima), 3, (1e6, 2e6))
+    assert findings.doubts(open_) == [
+        "learning rate, k: seeds leave a best rate open by 4.0 half-decades",
+        "learning rate, k: widths read 1e+06 to 2e+06 tokens: part of a shift may be the budget's",
+    ]
+
+
 def test_a_rate_that_lacks_a_seed_is_in_no_optimum_and_one_that_diverged_bounds_it(engine: Engine) -> None:
     """Of the best rate one of two runs has not finished; the highest diverged; so the next best is the optimum."""
     every = [made(hidden_size=16, learning_rate=rate, seed=seed) for rate in (0.001, 0.1, 1.0) for seed in (0, 1)]
