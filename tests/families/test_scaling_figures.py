@@ -41,9 +41,14 @@ def _nothing_shown() -> None:
 
 def save(figure: Figure, name: str, numbers: DataFrame) -> list[Path]:
     """In place of files."""
-    figure.draw_without_rendering()
     SHOWN[name] = figure, numbers
     return [Path(f"{name}.png"), Path(f"{name}.csv")]
+
+
+def lay_out() -> None:
+    """What a file would need: a figure that is wrong raises only here. It takes most of the time of a figure."""
+    for figure, _ in SHOWN.values():
+        figure.draw_without_rendering()
 
 
 def best_of(rates: list[float], losses: list[float]) -> lr_optimum.Optimum:
@@ -298,6 +303,7 @@ def test_a_sweep_shows_what_transfers_and_what_does_not(engine: Engine) -> None:
 
     lines = draw(engine)
 
+    lay_out()
     [mup, standard] = [line for line in lines if line.startswith("learning rate")]
     assert mup.startswith("learning rate, adamw, muP: optimum moves by 0.0") and "it transfers; η = " in mup
     assert "learning rate, adamw, standard: optimum moves by 1.8" in standard and "it does not transfer" in standard
@@ -315,6 +321,19 @@ def test_a_sweep_shows_what_transfers_and_what_does_not(engine: Engine) -> None:
     assert [axes.get_xlabel() for axes in figure.axes] == ["learning rate"] * 2
     assert figure.axes[0].get_ylabel() == "validation loss (nats/token)"
     assert len(cells) == 30 and set(cells["n"]) == {3}
+
+
+def test_few_seeds_and_unequal_budgets_are_said_to_make_an_answer_doubtful() -> None:
+    at = [0.01, 0.1, 1.0]
+    optima = ((16, best_of(at, bowl(at, 0.1))), (64, best_of(at, bowl(at, 0.1))))
+    known = ((0.09, 0.11), (0.01, 1.0))
+    sure = findings.Sweep("k", optima, (known[0], known[0]), None, lr_optimum.transfer(optima), 3, (1e6, 1e6))
+    assert findings.doubts(sure) == []
+    open_ = findings.Sweep("k", optima, known, None, lr_optimum.transfer(optima), 3, (1e6, 2e6))
+    assert findings.doubts(open_) == [
+        "learning rate, k: seeds leave a best rate open by 4.0 half-decades",
+        "learning rate, k: widths read 1e+06 to 2e+06 tokens: part of a shift may be the budget's",
+    ]
 
 
 def test_a_rate_that_lacks_a_seed_is_in_no_optimum_and_one_that_diverged_bounds_it(engine: Engine) -> None:
@@ -350,6 +369,7 @@ def test_the_figures_stand_a_single_run_and_runs_that_all_failed(engine: Engine)
     assert draw(engine, "failed") == []
     assert set(SHOWN) == {"training"}
     lines = draw(engine, "one")
+    lay_out()
     assert set(SHOWN) == {"training", "compute"}
     assert any("no power law: a power law with E given needs 3" in line for line in lines)
     _, numbers = SHOWN["compute"]

@@ -131,7 +131,8 @@ def _rates(shown: Shown, swept: list[Sweep]) -> Drawn:
         Line2D([], [], color=DARK, marker="x", linewidth=0, markersize=6, label="best rate: lowest of the sweep"),
         Line2D([], [], color=DARK, marker="v", linewidth=0, markersize=5, markerfacecolor="none", label="diverged"),
     ]  # fmt: skip
-    figure.legend(handles=[*key_of(colours, "width"), *handles], loc="outside lower center", ncols=4, fontsize=8)
+    columns = 2 + min(2, len(swept))
+    figure.legend(handles=[*key_of(colours, "width"), *handles], loc="outside lower center", ncols=columns, fontsize=8)
     seeds = f"{cells['of'].min()}" if cells["of"].nunique() == 1 else f"{cells['of'].min()} to {cells['of'].max()}"
     heading(figure, f"final validation loss by learning rate and width, {seeds} seeds each, "
             f"{_runs(int(cells['n'].sum()), len(shown.every))}", _remarks(shown))  # fmt: skip
@@ -457,11 +458,12 @@ def _training(shown: Shown, curves: DataFrame) -> Drawn:
         Line2D([], [], color=DARK, linewidth=0.6, alpha=0.6, label="training, running mean"),
         Line2D([], [], color=GREY, marker="X", linewidth=0, label="a run that failed ended here"),
     ]
-    figure.legend(handles=[*key_of(colours, "rate"), *handles], loc="outside lower center", ncols=5, fontsize=8)
+    columns = 2 + min(3, len(kept))
+    figure.legend(handles=[*key_of(colours, "rate"), *handles], loc="outside lower center", ncols=columns, fontsize=8)
     more = f"; {len(groups) - len(kept)} more of kind and width are in the CSV" if len(groups) > len(kept) else ""
     heading(figure, f"loss while training, {_runs(points['run'].nunique(), len(shown.every))}{more}", _remarks(shown))
-    columns = ["kind", "width", "rate", "run", "seed", "state", "what", "steps", "tokens", "loss"]
-    return figure, "training", both[columns]
+    names = ["kind", "width", "rate", "run", "seed", "state", "what", "steps", "tokens", "loss"]
+    return figure, "training", both[names]
 
 
 def _limits(points: DataFrame) -> tuple[float, float]:

@@ -6,6 +6,7 @@ at which a run diverged bounds a sweep.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -219,20 +220,24 @@ def sentences(shown: Shown) -> list[str]:
         lines.append("learning rate: no width has several rates, so there is no optimum to tell")
     for one in found:
         lines.append(f"learning rate, {one.kind}: {one.words}" + (f"; {one.law}" if one.law else ""))
-        lines += _of_budgets(one)
+        lines += doubts(one)
     for form in shown.forms:
         lines.append(f"compute, {form}: {_fit(shown, form, 'flops').words}")
         lines.append(f"parameters and tokens, {form}: {parametric_words(parametric(shown, form))}")
     return lines
 
 
-def _of_budgets(one: Sweep) -> list[str]:
+def doubts(one: Sweep) -> list[str]:
+    """What makes the answer of a sweep doubtful: few seeds, unequal budgets."""
+    found = []
+    open_by = [math.log10(known[1] / known[0]) / lr_optimum.STEP for known in one.intervals if known is not None]
+    if open_by and max(open_by) > 1:
+        found.append(f"learning rate, {one.kind}: seeds leave a best rate open by {max(open_by):.1f} half-decades")
     low, high = one.tokens
-    if high < 1.05 * low:
-        return []
-    return [
-        f"learning rate, {one.kind}: widths read {low:.3g} to {high:.3g} tokens: part of a shift may be the budget's"
-    ]
+    if high >= 1.05 * low:
+        tokens = f"widths read {low:.3g} to {high:.3g} tokens"
+        found.append(f"learning rate, {one.kind}: {tokens}: part of a shift may be the budget's")
+    return found
 
 
 def parametric_words(law: Parametric | str) -> str:
