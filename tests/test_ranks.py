@@ -337,7 +337,7 @@ def test_a_worker_whose_group_leads_it_dies_and_an_error_of_another_process_is_t
             raising_itself={"rank": 0, "step": 7, "do": "raise"},
             after={},
         )
-        said = study.train(code=0)
+        said = study.train(code=1)
         study.leaves_nobody()
         assert study.attempts("killed") == [("lost", 0), ("done", 10)]
         assert study.numbers("killed") == study.numbers("calm") == study.numbers("after")
