@@ -8,8 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from rnnq import host
+from rnnq.config import Config
+from rnnq.errors import InputError
+from rnnq.families.base import Family
+from rnnq.families.single import Single
 from tests.processes import Study, pseudo_text
 
 # A recurrent net over carried streams, with dropout's masks in its batch and a parameter that no loss depends on. In
@@ -286,8 +291,16 @@ class Module(rnnq.Family):
         return module(data).square().mean()
 
 
+class Shared(Module):
+    name = "shared"
+
+    def share(self, data, rank, ranks):
+        return data.chunk(ranks)[rank]
+
+
 one = rnnq.stage("function", yields, [{}])
 two = rnnq.stage("module", Module, [{}])
+three = rnnq.stage("shared", Shared, [{}])
 """
 
 
@@ -296,12 +309,28 @@ def test_families_without_shares_are_handed_back_and_the_others_are_trained(tmp_
         study.plan(good={}, odd={"batch_size": 7})
         study.rnnq("init", study.define(UNSHARED, "unshared.py"))
         said = study.train(code=2)
-        assert study.states() == {1: "done", 2: "pending", 3: "pending", 4: "pending"}
+        assert study.states() == {1: "done", 2: "pending", 3: "pending", 4: "pending", 5: "done"}
         assert study.rows("SELECT DISTINCT failures FROM runs") == [{"failures": 0}]
         assert "batch_size=7 is no multiple of 2 processes" in said
         assert "yields is a function that yields its numbers" in said
         assert "the family module cannot be trained by several processes: it has no method share" in said
         study.leaves_nobody()
+
+
+def test_buffers_that_came_to_depend_on_a_share_are_refused():
+    family = Single(Norm())
+    parts = [{"module.mean": torch.zeros(1, 2), "module.mask": torch.full((1, 2), -torch.inf)} for _ in range(2)]
+    assert family.joined(parts) is parts[0]
+    parts[1]["module.mean"] += 1
+    with pytest.raises(InputError, match="depend on the share that a process goes through: mean"):
+        family.joined(parts)
+
+
+class Norm(Family):
+    """A second-level family in name; nothing of it is built."""
+
+    Config = Config
+    name = "norm"
 
 
 def test_bad_options_are_refused_before_anything_starts(tmp_path):
