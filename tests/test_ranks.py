@@ -356,25 +356,28 @@ def test_bad_options_are_refused_before_anything_starts(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_whose_group_leads_it_dies_and_an_error_of_another_process_is_the_runs_own(tmp_path):
-    """Process 0 is killed in the second run; in the third process 1 raises what its code raises nowhere else."""
+def test_a_run_whose_worker_died_is_taken_back_by_the_group_that_takes_its_place(tmp_path):
     with Group(tmp_path) as study:
-        study.plan(
-            calm={},
-            killed={"rank": 0, "step": 12, "do": "die"},
-            raising={"rank": 1, "step": 7, "do": "raise"},
-            raising_itself={"rank": 0, "step": 7, "do": "raise"},
-            after={},
-        )
-        said = study.train(code=1)
+        study.plan(calm={}, killed={"rank": 0, "step": 12, "do": "die"}, after={})
+        study.train()
         study.leaves_nobody()
         assert study.attempts("killed") == [("lost", 0), ("done", 10)]
         assert study.numbers("killed") == study.numbers("calm") == study.numbers("after")
-        for name, rank in (("raising", 1), ("raising_itself", 0)):
-            row = study.run(study.runs[name])
-            assert (row["state"], row["cause"], row["message"]) == ("failed", "bug", f"KeyError: 'of process {rank}'")
+
+
+@pytest.mark.slow
+def test_an_error_of_a_runs_code_in_any_process_is_the_runs_and_ends_no_other(tmp_path):
+    with Group(tmp_path) as study:
+        plans = {"its": {"rank": 1, "step": 7, "do": "raise"}, "mine": {"rank": 0, "step": 7, "do": "raise"}}
+        study.plan(**plans, after={"steps": 5})
+        said = study.train(code=1)
+        study.leaves_nobody()
+        assert study.states() == {1: "failed", 2: "failed", 3: "done"}
+        for run, rank in ((1, 1), (2, 0)):
+            row = study.run(run)
+            assert (row["cause"], row["message"]) == ("bug", f"KeyError: 'of process {rank}'")
             assert "in act" in row["attempts"][0]["traceback"]
-        assert "FAILED (bug)" in said
+        assert said.count("FAILED (bug)") == 2
 
 
 @pytest.mark.slow
