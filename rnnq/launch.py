@@ -66,48 +66,51 @@ def run(n: int, words: Sequence[str]) -> int:
 
 
 def _run(n: int, words: Sequence[str], folder: Path) -> int:
-    quick = 0
-    while True:
-        began = time.monotonic()
-        group = _Group(n, words, folder)
-        with group.hearing_signals():
+    group, quick, worst = _Group(n, words, folder), 0, 0
+    with group.hearing_signals():
+        while True:
+            began = time.monotonic()
             group.work()
-        code = _code(folder)
-        if group.failed and not (folder / "leave").exists():
-            raise WorkerBroken(
-                f"processes of the group died {RESTARTS + 1} times: {group.failed}",
-                "`rnnq show RUN` says what became of its runs; was memory short?",
-            )
-        if code != AGAIN or (folder / "leave").exists():
-            return 0 if code in (None, AGAIN) else code
-        quick = quick + 1 if time.monotonic() - began < QUICK else 0
-        if quick == BREAKER:
-            raise WorkerBroken(f"{quick} runs, one after the other, failed within seconds", "`rnnq ls --state failed`")
+            code, asked = _code(folder), (folder / "leave").exists()
+            if group.failed and not asked:
+                raise WorkerBroken(
+                    f"processes of the group died {RESTARTS + 1} times: {group.failed}",
+                    "`rnnq show RUN` says what became of its runs; was memory short?",
+                )
+            if code != AGAIN or asked:
+                return max(worst, 0 if code in (None, AGAIN) else code)
+            worst = 1  # a run has failed
+            quick = quick + 1 if time.monotonic() - began < QUICK else 0
+            if quick == BREAKER:
+                why = f"{quick} runs, one after the other, failed within seconds"
+                raise WorkerBroken(why, "`rnnq ls --state failed`, and `rnnq show RUN`")
 
 
 class _Group:
     """The processes, and the agent that has them."""
 
     def __init__(self, n: int, words: Sequence[str], folder: Path) -> None:
-        self.folder = folder
-        parameters = RendezvousParameters("c10d", "localhost:0", uuid.uuid4().hex, 1, 1, "localhost")
+        self.n, self.folder = n, folder
         # -P: a queue.py in the user's folder is not Python's
-        line = ("-P", "-m", "rnnq.cli.rank", "worker", *words)
-        handler = rendezvous.get_rendezvous_handler(parameters)
+        self._line = ("-P", "-m", "rnnq.cli.rank", "worker", *words)
+        self._agent: LocalElasticAgent | None = None
+        self.failed: str | None = None  # which process ended how
+
+    def _new_agent(self) -> LocalElasticAgent:
+        parameters = RendezvousParameters("c10d", "localhost:0", uuid.uuid4().hex, 1, 1, "localhost")
         spec = WorkerSpec(
             role="rnnq",
-            local_world_size=n,
-            rdzv_handler=handler,
+            local_world_size=self.n,
+            rdzv_handler=rendezvous.get_rendezvous_handler(parameters),
             entrypoint=sys.executable,
-            args=line,
+            args=self._line,
             max_restarts=RESTARTS,
             local_addr="localhost",
         )
-        self._agent = LocalElasticAgent(spec, DefaultLogsSpecs(log_dir=str(folder)), shutdown_timeout=60)
-        self.failed: str | None = None  # which process ended how
+        return LocalElasticAgent(spec, DefaultLogsSpecs(log_dir=str(self.folder)), shutdown_timeout=60)
 
     def work(self) -> None:
-        """Returns when all have ended."""
+        """Start the processes; returns when all have ended."""
         thread = threading.Thread(target=self._work, name="agent", daemon=True)
         thread.start()
         while thread.is_alive():
@@ -115,6 +118,7 @@ class _Group:
 
     def _work(self) -> None:
         try:
+            self._agent = self._new_agent()
             result = self._agent.run()
         except Exception as error:
             self.failed = f"{type(error).__name__}: {error}"
@@ -142,7 +146,7 @@ class _Group:
             processes.restore(before, (self.folder / "leave").exists())
 
     def _kill(self) -> None:
-        for worker in self._agent.get_worker_group().workers:
+        for worker in self._agent.get_worker_group().workers if self._agent else ():
             if isinstance(worker.id, int) and worker.id:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker.id, signal.SIGKILL)

@@ -55,9 +55,11 @@ class Ranks:
         if sys.platform == "linux":
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # one host; its name need not lead to it
         cuda = device.type == "cuda"
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout=JOINING)
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(*place, timeout=JOINING)  # type: ignore[attr-defined]
         # the agent has one store for all that it starts: what dead processes have left there must not be read
-        mine = dist.PrefixStore(f"rnnq-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        start = f"rnnq-{os.environ['TORCHELASTIC_RESTART_COUNT']}"
+        mine = dist.PrefixStore(start, store)  # type: ignore[attr-defined]
         backend, patience = ("nccl", None) if cuda else ("gloo", LONG)
         dist.init_process_group(backend, store=mine, rank=rank, world_size=size, timeout=patience)
         self.control = dist.new_group(backend="gloo", timeout=LONG)

@@ -8,8 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from rnnq import host
+from rnnq.config import Config
+from rnnq.errors import InputError
+from rnnq.families.base import Family
+from rnnq.families.single import Single
 from tests.processes import Study, pseudo_text
 
 # A recurrent net over carried streams, with dropout's masks in its batch and a parameter that no loss depends on. In
@@ -286,8 +291,16 @@ class Module(rnnq.Family):
         return module(data).square().mean()
 
 
+class Shared(Module):
+    name = "shared"
+
+    def share(self, data, rank, ranks):
+        return data.chunk(ranks)[rank]
+
+
 one = rnnq.stage("function", yields, [{}])
 two = rnnq.stage("module", Module, [{}])
+three = rnnq.stage("shared", Shared, [{}])
 """
 
 
@@ -296,12 +309,28 @@ def test_families_without_shares_are_handed_back_and_the_others_are_trained(tmp_
         study.plan(good={}, odd={"batch_size": 7})
         study.rnnq("init", study.define(UNSHARED, "unshared.py"))
         said = study.train(code=2)
-        assert study.states() == {1: "done", 2: "pending", 3: "pending", 4: "pending"}
+        assert study.states() == {1: "done", 2: "pending", 3: "pending", 4: "pending", 5: "done"}
         assert study.rows("SELECT DISTINCT failures FROM runs") == [{"failures": 0}]
         assert "batch_size=7 is no multiple of 2 processes" in said
         assert "yields is a function that yields its numbers" in said
         assert "the family module cannot be trained by several processes: it has no method share" in said
         study.leaves_nobody()
+
+
+def test_buffers_that_came_to_depend_on_a_share_are_refused():
+    family = Single(Norm())
+    parts = [{"module.mean": torch.zeros(1, 2), "module.mask": torch.full((1, 2), -torch.inf)} for _ in range(2)]
+    assert family.joined(parts) is parts[0]
+    parts[1]["module.mean"] += 1
+    with pytest.raises(InputError, match="depend on the share that a process goes through: mean"):
+        family.joined(parts)
+
+
+class Norm(Family):
+    """A second-level family in name; nothing of it is built."""
+
+    Config = Config
+    name = "norm"
 
 
 def test_bad_options_are_refused_before_anything_starts(tmp_path):
@@ -327,25 +356,28 @@ def test_bad_options_are_refused_before_anything_starts(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_whose_group_leads_it_dies_and_an_error_of_another_process_is_the_runs_own(tmp_path):
-    """Process 0 is killed in the second run; in the third process 1 raises what its code raises nowhere else."""
+def test_a_run_whose_worker_died_is_taken_back_by_the_group_that_takes_its_place(tmp_path):
     with Group(tmp_path) as study:
-        study.plan(
-            calm={},
-            killed={"rank": 0, "step": 12, "do": "die"},
-            raising={"rank": 1, "step": 7, "do": "raise"},
-            raising_itself={"rank": 0, "step": 7, "do": "raise"},
-            after={},
-        )
-        said = study.train(code=0)
+        study.plan(calm={}, killed={"rank": 0, "step": 12, "do": "die"}, after={})
+        study.train()
         study.leaves_nobody()
         assert study.attempts("killed") == [("lost", 0), ("done", 10)]
         assert study.numbers("killed") == study.numbers("calm") == study.numbers("after")
-        for name, rank in (("raising", 1), ("raising_itself", 0)):
-            row = study.run(study.runs[name])
-            assert (row["state"], row["cause"], row["message"]) == ("failed", "bug", f"KeyError: 'of process {rank}'")
+
+
+@pytest.mark.slow
+def test_an_error_of_a_runs_code_in_any_process_is_the_runs_and_ends_no_other(tmp_path):
+    with Group(tmp_path) as study:
+        plans = {"its": {"rank": 1, "step": 7, "do": "raise"}, "mine": {"rank": 0, "step": 7, "do": "raise"}}
+        study.plan(**plans, after={"steps": 5})
+        said = study.train(code=1)
+        study.leaves_nobody()
+        assert study.states() == {1: "failed", 2: "failed", 3: "done"}
+        for run, rank in ((1, 1), (2, 0)):
+            row = study.run(run)
+            assert (row["cause"], row["message"]) == ("bug", f"KeyError: 'of process {rank}'")
             assert "in act" in row["attempts"][0]["traceback"]
-        assert "FAILED (bug)" in said
+        assert said.count("FAILED (bug)") == 2
 
 
 @pytest.mark.slow

@@ -183,6 +183,45 @@ def test_runs_that_come_later_are_in_no_slice_until_its_worker_starts_again(stud
     assert slices.find(study.engine, None, 2, 3).within == (11, 13)
 
 
+@pytest.mark.slow
+def test_several_processes_take_the_runs_of_a_slice_alone(tmp_path: Path) -> None:
+    with Study(tmp_path) as study:
+        study.rnnq("init", study.define(SHARED))
+        study.rnnq("worker", "--nproc", "2", "--device", "cpu", "--job-id", "1", "--total-jobs", "2")
+        assert study.states() == {1: "pending", 2: "pending", 3: "done", 4: "done"}
+
+
+SHARED = """
+import torch
+
+import rnnq
+
+
+class Config(rnnq.Config):
+    steps: int = 3
+
+
+class Shared(rnnq.Family):
+    Config = Config
+    name = "shared"
+
+    def build(self, config):
+        return torch.nn.Linear(2, 1)
+
+    def batch(self, config, step):
+        return torch.ones(4, 2)
+
+    def loss(self, module, data):
+        return module(data).square().mean()
+
+    def share(self, data, rank, ranks):
+        return data.chunk(ranks)[rank]
+
+
+stage = rnnq.stage("s", Shared, rnnq.grid(seed=[0, 1, 2, 3]))
+"""
+
+
 def test_bad_slices_end_a_worker_before_it_begins(study: Study) -> None:
     for words in (["--job-id", "4", "--total-jobs", "4"], ["--job-id", "-1", "--total-jobs", "4"], ["--slice"]):
         said = study.rnnq("worker", *words, code=2)

@@ -97,13 +97,13 @@ def worker(
     from rnnq import queue
 
     engine = database.open(db)
-    part = _slice(engine, stage, job_id, total_jobs, from_array)
+    part = None if places.rank == 0 else _slice(engine, stage, job_id, total_jobs, from_array)
     if dry_run:
         _list(engine, stage, part, format)
         return
     if part is not None and part.within is None:
         return  # an empty slice
-    within = part.within if part is not None else None
+    within = places.within(part)
     if processes > 1:
         raise typer.Exit(_side_by_side(places, processes))
     if not wait and places.needs_no_look() and not queue.has_open(engine, stage, within=within):
@@ -146,6 +146,17 @@ class Places:
             raise InputError(f"--gpu {text} is not one GPU for each of {self.nproc}", hint)
         self.lookout: Lookout | None = None  # of a process of a group
         self.rank = int(os.environ["RANK"]) if self.nproc > 1 and "RNNQ_RANKS" in os.environ else None
+
+    def within(self, part: slices.Slice | None) -> tuple[int, int] | None:
+        """The ids of a slice; in a process of a group those that the group had at its very first start."""
+        if self.rank is not None:
+            given = os.environ.get("RNNQ_WITHIN")
+            return (int(given.split("-")[0]), int(given.split("-")[1])) if given else None
+        if part is None or part.within is None:
+            return None
+        if self.nproc > 1:
+            os.environ["RNNQ_WITHIN"] = f"{part.within[0]}-{part.within[1]}"
+        return part.within
 
     def needs_no_look(self) -> bool:
         """Whether nothing about the device can be wrong, or has been found right by who started this process."""
