@@ -160,6 +160,20 @@ def test_autocast_makes_products_in_bfloat16_and_sums_in_full() -> None:
         assert (mine - theirs).abs().max() < 0.05 * theirs.abs().max()
 
 
+def test_what_is_all_but_certain_loses_nothing_and_teaches_nothing_in_bfloat16() -> None:
+    """60.3 is no number of bfloat16, nor are weights and features: rounded here and not there they would differ."""
+    x, weight, bias, targets = parts_of_a_readout(300, 5000, 8)
+    weight, targets = weight * 0.3, torch.full_like(targets, 3)
+    bias = torch.where(torch.arange(5000) == 3, 60.3, 0.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        each, *gradients, mean = in_chunks(x, weight, bias, targets)
+
+    of_x, of_weight, of_bias = (float(gradient.abs().max()) for gradient in gradients)
+    assert not each.any() and float(mean) == 0.0
+    assert max(of_x, of_bias) < 1e-6
+    assert of_weight < 1e-3  # as exact as one product that was rounded
+
+
 @pytest.mark.parametrize("fields", [{}, {"tie_embeddings": True}, {"tie_embeddings": True, "use_mup": True},
                                     {"use_mup": True, "mup_rule": "seed"}])  # fmt: skip
 def test_the_family_loses_what_the_plain_net_does(fields: dict[str, Any]) -> None:

@@ -217,6 +217,20 @@ def test_the_interval_of_an_exponent_holds_in_about_95_of_100_studies(widths: in
     assert 0.88 <= covered(-0.1, once, 60) <= 1.0
 
 
+def test_the_interval_of_an_exponent_that_is_known_better_than_to_3_in_100_holds_as_often() -> None:
+    """The exponents that are tried at first are so far apart: samples that stayed on them would hardly spread."""
+    cost = np.repeat(np.geomspace(1e12, 1e15, 8), 3)
+
+    def once(rng: np.random.Generator) -> tuple[float, float] | None:
+        loss = (1.5 + 20_000 * cost**-0.3) * np.exp(0.001 * rng.normal(size=len(cost)))
+        law = laws.power_law(cost.tolist(), loss.tolist())
+        assert isinstance(law, laws.PowerLaw) and law.alpha_interval is not None
+        assert law.alpha_interval[1] - law.alpha_interval[0] < 0.006
+        return law.alpha_interval
+
+    assert 0.88 <= covered(-0.3, once, 60) <= 1.0
+
+
 def test_the_parametric_form_comes_back_from_sizes_and_budgets_that_vary_apart() -> None:
     n, d = map(np.ravel, np.meshgrid(np.geomspace(1e5, 1e7, 4), np.geomspace(1e6, 1e9, 4)))
     rng = np.random.default_rng(3)

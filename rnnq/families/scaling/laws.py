@@ -113,17 +113,39 @@ def _given(weights: Array, c: Array, y: Array, e: float) -> Array:
 
 
 def _free(weights: Array, c: Array, y: Array, exponents: Array) -> Array:
-    """E, A and alpha for each row of weights: the best of the exponents, for each of which E and A are linear."""
+    """E, A and alpha for each row of weights: the best of the exponents, for each of which E and A are linear.
+
+    The best lies between the exponents: where a parabola through the errors beside it is lowest. Of samples that all
+    stayed on the grid the spread would be too small where alpha is known better than the grid is fine.
+    """
     unit = math.exp(float(np.log(c).mean()))
     u, v = np.broadcast_to((1 / y)[:, None], (len(y), len(exponents))), (c[:, None] / unit) ** -exponents / y[:, None]
-    uu, uv, vv, us, vs = (weights @ (p * q) for p, q in ((u, u), (u, v), (v, v), (u, 1.0), (v, 1.0)))
+    _, _, errors = _linear(weights.sum(axis=1, keepdims=True), *(weights @ sums for sums in _products(u, v)))
+    alpha = exponents[0] * (exponents[1] / exponents[0]) ** _lowest(errors)
+    u, v = np.broadcast_to(1 / y, weights.shape), (c / unit) ** -alpha[:, None] / y
+    e, a, _ = _linear(weights.sum(axis=1), *((weights * sums).sum(axis=1) for sums in _products(u, v)))
+    return np.stack([e, a * unit**alpha, -alpha], -1)
+
+
+def _products(u: Array, v: Array) -> tuple[Array, ...]:
+    return u * u, u * v, v * v, u, v
+
+
+def _linear(total: Array, uu: Array, uv: Array, vv: Array, us: Array, vs: Array) -> tuple[Array, Array, Array]:
+    """E and A, which are at least 0, and the sum of squared relative errors, from weighted sums of products."""
     e = np.maximum(0.0, (us * vv - vs * uv) / np.maximum(uu * vv - uv * uv, 1e-300))
     a = np.maximum(0.0, (vs - e * uv) / vv)
-    errors = weights.sum(axis=1, keepdims=True) - 2 * (e * us + a * vs) + e * e * uu + 2 * e * a * uv + a * a * vv
+    return e, a, total - 2 * (e * us + a * vs) + e * e * uu + 2 * e * a * uv + a * a * vv
+
+
+def _lowest(errors: Array) -> Array:
+    """The place in each row where the errors are lowest, between the numbers, too."""
     best = errors.argmin(axis=1)
-    rows = np.arange(len(weights))
-    alpha = exponents[best]
-    return np.stack([e[rows, best], a[rows, best] * unit**alpha, -alpha], -1)
+    rows, middle = np.arange(len(errors)), best.clip(1, errors.shape[1] - 2)
+    left, here, right = (errors[rows, middle + step] for step in (-1, 0, 1))
+    bend = left - 2 * here + right
+    beside = (left - right) / (2 * np.where(bend > 0, bend, 1.0))
+    return np.where((best == middle) & (bend > 0), middle + beside, best)
 
 
 def _refined_free(c: Array, y: Array) -> Array:

@@ -32,7 +32,7 @@ def mean_loss(x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tenso
 def losses(x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
     """The cross-entropy of each position, (N,), as `mean_loss` has it, without gradient."""
     said = _Said(x, weight, bias, is_kept=False)
-    return torch.cat([chunk.log_sum for chunk in said.chunks()]) - _of_targets(x, weight[targets], bias[targets])
+    return torch.cat([chunk.log_sum for chunk in said.chunks()]) - said.of_targets(said.matrix[targets])
 
 
 def sizes(positions: int, vocabulary: int, kind: str) -> tuple[int, int]:
@@ -40,10 +40,6 @@ def sizes(positions: int, vocabulary: int, kind: str) -> tuple[int, int]:
     block = BLOCK.get(kind, BLOCK["cuda"])
     chunk = min(positions, max(LEAST, block // vocabulary))
     return chunk, max(1, block // chunk)
-
-
-def _of_targets(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return (x * weight).sum(1) + bias
 
 
 @dataclass
@@ -61,15 +57,18 @@ class _Said:
     """What is said at each position, chunk by chunk, in one and the same memory.
 
     The bias is a column of the matrix, so that it needs no pass of its own. Vocabulary comes first: the products that
-    follow read it row by row.
+    follow read it row by row. Under autocast both factors are in its type, for the targets' logits, too: were these
+    more exact than the others, the loss of what is all but certain would be below zero.
     """
 
     def __init__(self, x: Tensor, weight: Tensor, bias: Tensor, is_kept: bool) -> None:
         kind = x.device.type
-        self.low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        self.x = torch.cat((x, x.new_ones(len(x), 1)), 1)
+        self.full = x.dtype
+        self.low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.full
+        self.x = torch.cat((x, x.new_ones(len(x), 1)), 1).to(self.low)
         self.size, self.block = sizes(len(x), len(weight), kind)
-        self.matrices = torch.cat((weight, bias[:, None]), 1).split(self.block)  # type: ignore[no-untyped-call]
+        self.matrix = torch.cat((weight, bias[:, None]), 1).to(self.low)
+        self.matrices = self.matrix.split(self.block)  # type: ignore[no-untyped-call]
         # what a gradient needs of a chunk is all its blocks; a loss alone is done with one after the other
         self.is_kept = is_kept
         self._memory = x.new_empty((len(weight) if is_kept else len(self.matrices[0])) * self.size)
@@ -96,16 +95,21 @@ class _Said:
             yield self._memory[first : first + numbers].view(-1, n)
             first += numbers if self.is_kept else 0
 
+    def of_targets(self, aimed: Tensor) -> Tensor:
+        """The logit of each position's target, (N,), of which `aimed`, (N, h + 1), are the rows of the matrix."""
+        each = (self.x.to(self.full) * aimed).sum(1)
+        return each.to(self.low).to(self.full)
+
     def product(self, a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
         """a b, in `out` where it is given."""
-        if self.low == a.dtype:
+        if self.low == self.full:
             return torch.mm(a, b, out=out)
         found = torch.mm(a.to(self.low), b.to(self.low))
-        return found.to(a.dtype) if out is None else out.copy_(found)
+        return found.to(self.full) if out is None else out.copy_(found)
 
     def add_product(self, onto: Tensor, a: Tensor, b: Tensor) -> None:
         """onto + a b, in place."""
-        if self.low == a.dtype:
+        if self.low == self.full:
             onto.addmm_(a, b)
         else:
             onto += torch.mm(a.to(self.low), b.to(self.low))
@@ -117,18 +121,18 @@ class _MeanLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
         said = _Said(x, weight, bias, is_kept=True)
-        aimed = weight[targets]
-        each, back = -_of_targets(x, aimed, bias[targets]), -aimed / len(x)
+        aimed = said.matrix[targets].to(said.full)
+        each, back = -said.of_targets(aimed), -aimed[:, :-1]
         # the kernel that an embedding's gradient has: index_add_ adds up in another order each time on a GPU
-        onto = torch.ops.aten.embedding_dense_backward(said.x, targets, len(weight), -1, False).div_(-len(x))
+        ones = said.x.to(said.full)
+        onto = torch.ops.aten.embedding_dense_backward(ones, targets, len(weight), -1, False).neg_()
         blocks = [part.split(said.block) for part in (weight, onto)]
         for chunk in said.chunks():
             each[chunk.places] += chunk.log_sum
-            scales = (chunk.scales / len(x))[:, :, None]
-            for powers, scale, matrix, its in zip(chunk.powers, scales, *blocks, strict=True):
+            for powers, scale, matrix, its in zip(chunk.powers, chunk.scales[:, :, None], *blocks, strict=True):
                 back[chunk.places] += said.product(powers.t(), matrix) * scale
                 said.add_product(its, powers, chunk.x * scale)
-        ctx.save_for_backward(back, onto)
+        ctx.save_for_backward(back.div_(len(x)), onto.div_(len(x)))
         return each.mean()
 
     @staticmethod
