@@ -178,6 +178,8 @@ def leave_code(code: int) -> None:
     with contextlib.suppress(FileNotFoundError):  # nobody is there any more to read it
         (place / ".code").write_text(str(code))
         (place / ".code").replace(place / "code")
+    if processes.Leader.of_environment().is_gone():  # who would have removed it
+        shutil.rmtree(place, ignore_errors=True)
 
 
 class Lookout:
