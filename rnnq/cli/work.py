@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from rnnq import slices
     from rnnq.launch import Lookout
     from rnnq.ranks import Ranks
-    from rnnq.train import Every
-
 
 def worker(
     gpu: Annotated[
@@ -112,6 +110,7 @@ def worker(
     if nproc > 1 and places.rank is None:
         raise typer.Exit(_group(places))
 
+    from rnnq import train
     from rnnq import worker as work
 
     chosen = places.prepared()
@@ -119,7 +118,7 @@ def worker(
     with places.ranks(chosen) as ranks, Display(bar, places.says_cpu(), count) as display:
         scope = work.Scope(stage, runs, drain, wait, within)
         options = (keep_logs, keep_going, 1 if ranks else pack_size, places.compile, ranks)
-        made = work.Worker(engine, chosen, scope, defs, every, display.on_event, *options)
+        made = work.Worker(engine, chosen, scope, defs, train.Every(*every), display.on_event, *options)
         if places.lookout is not None:
             places.lookout.leave = made.stop.set
         code = made.work()
@@ -314,16 +313,14 @@ def _stop(db: str, wanted: str, wish: str) -> None:
     output.remark(f"asked {output.count(len(asked), 'worker')}")
 
 
-def parse_every(text: str) -> Every:
-    """ "60s" is seconds, "1000" is steps. Raises InputError."""
-    from rnnq.train import Every
-
+def parse_every(text: str) -> tuple[float | None, int | None]:
+    """Seconds between checkpoints ("60s"), or steps ("1000"), as train.Every has them. Raises InputError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(s?)", text.strip())
     if found is None or float(found[1]) <= 0 or (not found[2] and "." in found[1]):
         raise InputError(f"--checkpoint-every {text}: neither seconds nor steps", "60s, or 1000 for steps")
     if found[2]:
-        return Every(seconds=float(found[1]))
-    return Every(seconds=None, steps=int(found[1]))
+        return float(found[1]), None
+    return None, int(found[1])
 
 
 def parse_pack(text: str) -> int | None:
