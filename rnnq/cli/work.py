@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from rnnq.launch import Lookout
     from rnnq.ranks import Ranks
 
+
 def worker(
     gpu: Annotated[
         str | None, typer.Option("--gpu", help="Train on this GPU; with --nproc on these: 0,1.", metavar="N")
