@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rnnq import processes
 from rnnq.cli import output
 from rnnq.cli.options import DB, DEFS, Db, Defs, Device, Format, Rows, Stage
 from rnnq.cli.status import members_words
@@ -145,17 +146,17 @@ class Places:
             hint = f"--nproc {len(self.gpus)} trains each run on all of them" if self.nproc == 1 else "one for each"
             raise InputError(f"--gpu {text} is not one GPU for each of {self.nproc}", hint)
         self.lookout: Lookout | None = None  # of a process of a group
-        self.rank = int(os.environ["RANK"]) if self.nproc > 1 and "RNNQ_RANKS" in os.environ else None
+        self.rank = int(os.environ["RANK"]) if self.nproc > 1 and processes.FOLDER in os.environ else None
 
     def within(self, part: slices.Slice | None) -> tuple[int, int] | None:
         """The ids of a slice; in a process of a group those that the group had at its very first start."""
         if self.rank is not None:
-            given = os.environ.get("RNNQ_WITHIN")
+            given = os.environ.get(processes.WITHIN)
             return (int(given.split("-")[0]), int(given.split("-")[1])) if given else None
         if part is None or part.within is None:
             return None
         if self.nproc > 1:
-            os.environ["RNNQ_WITHIN"] = f"{part.within[0]}-{part.within[1]}"
+            os.environ[processes.WITHIN] = f"{part.within[0]}-{part.within[1]}"
         return part.within
 
     def needs_no_look(self) -> bool:
@@ -206,10 +207,10 @@ class Places:
             yield None
             return
         from rnnq.launch import Lookout
-        from rnnq.ranks import FOLDER, Ranks
+        from rnnq.ranks import Ranks
 
         self.lookout = Lookout()
-        ranks = Ranks(self.rank, self.nproc, device, Path(os.environ[FOLDER]))
+        ranks = Ranks(self.rank, self.nproc, device, Path(os.environ[processes.FOLDER]))
         try:
             yield ranks
         finally:
@@ -248,8 +249,6 @@ def _list(engine: Engine, stage: str | None, part: slices.Slice | None, format: 
 
 def _side_by_side(places: Places, n: int) -> int:
     """Start n workers with the options of this command; what is wrong with these is said once, before."""
-    from rnnq import processes
-
     if not places.needs_no_look():
         places.chosen()
     return processes.run(n, _words_without("--processes"))
@@ -267,7 +266,7 @@ def _follow(places: Places, defs: Path) -> int:
     """Be one of these processes, but for the first, which is the worker."""
     import signal
 
-    from rnnq import follower, processes
+    from rnnq import follower
 
     for number in processes.HEARD:
         signal.signal(number, signal.SIG_IGN)  # the first one says when to leave
