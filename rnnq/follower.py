@@ -46,7 +46,7 @@ def follow(ranks: Ranks, device: torch.device, defs: Path, compile: bool = False
         with logs.unheard():
             while (brief := ranks.awaited()) is not None:
                 _train(ranks, device, _family(brief, defs, compile), brief)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a run's code may also ask Python to leave
         if not ranks.lost()[0]:  # else it is the connection that broke
             ranks.leave_words(_words(error))
         return False
@@ -73,7 +73,7 @@ def _family(brief: Mapping[str, Any], defs: Path, compile: bool) -> Family:
     return train.compiled(found) if compile and found.stacks else found
 
 
-def _words(error: Exception) -> dict[str, str]:
+def _words(error: Exception | SystemExit) -> dict[str, str]:
     cause = error.cause if isinstance(error, RnnqError) else "oom" if is_out_of_memory(error) else "bug"
     message = error.message if isinstance(error, RnnqError) else f"{type(error).__name__}: {text_of(error)}"
     return {"cause": cause, "message": message, "trace": "".join(traceback.format_exception(error))}

@@ -29,8 +29,8 @@ from torch.distributed.elastic.rendezvous import registry as rendezvous
 
 from rnnq import host, processes
 from rnnq.errors import WorkerBroken
-from rnnq.processes import Asked
-from rnnq.ranks import AGAIN, FOLDER
+from rnnq.processes import FOLDER, Asked
+from rnnq.ranks import AGAIN, AGAIN_SOUND
 
 RESTARTS = 3  # of one group after a process of it died; LOST_LIMIT attempts of a run, and one for others
 QUICK = 60.0  # a group that lives longer is sound
@@ -38,13 +38,6 @@ BREAKER = 5  # groups that end sooner, one after the other, each by an error of 
 LOOK = 0.3  # seconds between two looks into the folder
 LATE = 60.0  # seconds that a process stays when its leader has gone: the worker may be saving
 SOON = 5.0  # and when the worker has ended
-
-
-def rank() -> tuple[int, int] | None:
-    """Which process of how many this one is; None for one that was not started by `run`."""
-    if FOLDER not in os.environ:
-        return None
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def run(n: int, words: Sequence[str]) -> int:
@@ -73,17 +66,20 @@ def _run(n: int, words: Sequence[str], folder: Path) -> int:
             group.work()
             code, asked = _code(folder), (folder / "leave").exists()
             if group.failed and not asked:
-                raise WorkerBroken(
-                    f"processes of the group died {RESTARTS + 1} times: {group.failed}",
-                    "`rnnq show RUN` says what became of its runs; was memory short?",
-                )
-            if code != AGAIN or asked:
-                return max(worst, 0 if code in (None, AGAIN) else code)
-            worst = 1  # a run has failed
-            quick = quick + 1 if time.monotonic() - began < QUICK else 0
-            if quick == BREAKER:
+                raise WorkerBroken(group.failed, "`rnnq show RUN` says what became of its runs; was memory short?")
+            again = code in (AGAIN, AGAIN_SOUND)
+            worst = max(worst, 1 if again else code or 0)  # again: a run has failed
+            if asked or not again:
+                return worst
+            quick = _quick(quick, code, time.monotonic() - began)
+            if quick >= BREAKER and "--keep-going" not in words:
                 why = f"{quick} runs, one after the other, failed within seconds"
                 raise WorkerBroken(why, "`rnnq ls --state failed`, and `rnnq show RUN`")
+
+
+def _quick(before: int, code: int | None, seconds: float) -> int:
+    """How many groups, one after the other, ended within QUICK seconds by an error of a run, and none ended well."""
+    return 0 if seconds >= QUICK else 1 if code == AGAIN_SOUND else before + 1
 
 
 class _Group:
@@ -94,7 +90,7 @@ class _Group:
         # -P: a queue.py in the user's folder is not Python's
         self._line = ("-P", "-m", "rnnq.cli.rank", "worker", *words)
         self._agent: LocalElasticAgent | None = None
-        self.failed: str | None = None  # which process ended how
+        self.failed: str | None = None  # why there is no group any more
 
     def _new_agent(self) -> LocalElasticAgent:
         parameters = RendezvousParameters("c10d", "localhost:0", uuid.uuid4().hex, 1, 1, "localhost")
@@ -121,11 +117,12 @@ class _Group:
             self._agent = self._new_agent()
             result = self._agent.run()
         except Exception as error:
-            self.failed = f"{type(error).__name__}: {error}"
+            self.failed = f"the group could not be started: {type(error).__name__}: {error}"
             return
         if result.is_failed():
             ends = [f"process {rank} by {_how(failure.exitcode)}" for rank, failure in result.failures.items()]
-            self.failed = ", ".join(ends) or "they do not answer"
+            how = ", ".join(ends) or "they do not answer"
+            self.failed = f"processes of the group died {RESTARTS + 1} times: {how}"
 
     @contextlib.contextmanager
     def hearing_signals(self) -> Iterator[None]:

@@ -16,6 +16,8 @@ from rnnq import host
 
 LEADER = "RNNQ_LEADER"  # tells a worker who started it: pid and start of that process
 SIDE_BY_SIDE = "RNNQ_SIDE_BY_SIDE"  # and how many were started together
+FOLDER = "RNNQ_RANKS"  # where processes that train each run together leave word for each other; see launch.py
+WITHIN = "RNNQ_WITHIN"  # the slice that these had at their very first start
 ECHO = 0.5  # seconds in which the same signal, come twice, is one
 # a scheduler's warning that time is nearly up: what SLURM and submitit send; Windows has none
 WARNINGS = tuple(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name))

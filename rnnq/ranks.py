@@ -26,8 +26,8 @@ from rnnq import host
 from rnnq.errors import InputError
 from rnnq.families.base import Family, State
 
-FOLDER = "RNNQ_RANKS"  # where the processes of a group leave word for each other
 AGAIN = 75  # exit code of a worker whose group must be started anew: EX_TEMPFAIL of sysexits.h
+AGAIN_SOUND = 76  # and where a run has ended well in it: neither the device nor the code is broken
 LEAVE, BEGIN, END, STEP, JOIN = range(5)  # what process 0 says
 LONG = datetime.timedelta(days=30)  # a worker may wait for runs; a process that ends is noticed at once, however
 JOINING = datetime.timedelta(minutes=5)  # for the agent's store to answer

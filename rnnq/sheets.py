@@ -24,6 +24,7 @@ from sqlalchemy import Engine
 
 from rnnq import families, folder, runs
 from rnnq.config import Config, check
+from rnnq.definitions.experiments import file_stem
 from rnnq.errors import InputError, RnnqError
 from rnnq.runs import StageInfo
 
@@ -31,7 +32,6 @@ Row = dict[str, Any]
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 TRAINING, VALIDATION = "loss", "val_loss"  # the curves of the two losses
 MOST = 25  # problems that are listed
-LONGEST = 200  # bytes of a stem: file systems take 255
 
 MEANING = {
     "step": "micro-batches read",
@@ -105,12 +105,6 @@ def write(
 # -------------------------------------------------------------------------------------------------------------- stems
 
 
-def stem(label: str) -> str:
-    """The name of a run's files: letters, digits, spaces and underscores of its label; spaces become underscores."""
-    kept = "".join(sign for sign in label if sign.isalnum() or sign in " _").rstrip().replace(" ", "_")
-    return kept.encode()[:LONGEST].decode(errors="ignore")
-
-
 def _stage_of(engine: Engine, info: StageInfo, begun: Sequence[Row]) -> _Stage:
     """Runs of a group with several seeds have their seed behind the label, whichever of them are written."""
     every = runs.groups(runs.find(engine, info.name))
@@ -119,7 +113,7 @@ def _stage_of(engine: Engine, info: StageInfo, begun: Sequence[Row]) -> _Stage:
 
 
 def _stem_of(row: Row, seeds: int) -> str:
-    return stem(f"{row['label']}_{row['seed']}" if seeds > 1 else str(row["label"]))
+    return file_stem(f"{row['label']}_{row['seed']}" if seeds > 1 else str(row["label"]))
 
 
 def _refuse(stages: Sequence[_Stage], into: Path, force: bool) -> None:

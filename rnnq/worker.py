@@ -51,7 +51,7 @@ from rnnq.errors import (
 )
 from rnnq.families.base import Family, Generator, Parent
 from rnnq.queue import Claim, Point
-from rnnq.ranks import AGAIN, CannotShare, Ranks
+from rnnq.ranks import AGAIN, AGAIN_SOUND, CannotShare, Ranks
 from rnnq.train import Every, Member
 
 Watcher = Callable[[str, Mapping[str, Any]], None]
@@ -140,6 +140,8 @@ class Worker:
         }
         self.unfit: dict[str, InputError] = {}  # stages whose code or data this machine lacks
         self.device_broke = False
+        self.trained = 0  # runs that it took
+        self.sound = False  # whether one of them ended well
         self.desks: Desks | None = None  # of the runs that are being trained
         self.planner = pack.Planner(pack_size, device, _Findings(engine), self._say) if pack_size != 1 else None
         self._trials: dict[_Kind, pack.Trial | None] = {}
@@ -163,7 +165,8 @@ class Worker:
     def work(self) -> int:
         """Register, beat, train until the scope is empty or a signal comes, and say goodbye.
 
-        Its ranks may have come apart by an error of a run: then AGAIN, and they are to be started anew.
+        Its ranks may have come apart by an error of a run: then AGAIN, or AGAIN_SOUND, and they are to be
+        started anew.
         """
         why = "its process ended by an error"
         with _signals(self.stop):
@@ -180,9 +183,13 @@ class Worker:
                 self.pulse.stop()
                 with contextlib.suppress(RnnqError):
                     queue.leave(self.engine, self.id, why)
-        if self.is_apart() and not self.is_to_stop():
-            return AGAIN
+        if self.is_apart() and self._goes_on():
+            return AGAIN_SOUND if self.sound else AGAIN
         return 1 if failed else 0
+
+    def _goes_on(self) -> bool:
+        """Whether nothing but its ranks keeps this worker from the next run."""
+        return not self.stop.is_set() and self.pulse.asked is None and self.trained != self.scope.runs
 
     def is_apart(self) -> bool:
         """Whether an error has ended a step that other processes may still be in: no run can be trained here now."""
@@ -204,13 +211,13 @@ class Worker:
         return self.pulse.wishes.get(claim.run)
 
     def _train_all(self) -> int:
-        trained = failed = 0
-        while not self._leaves() and trained != self.scope.runs:
-            left = pack.MOST_EVER if self.scope.runs is None else self.scope.runs - trained
+        failed = 0
+        while not self.is_apart() and self._goes_on():
+            left = pack.MOST_EVER if self.scope.runs is None else self.scope.runs - self.trained
             claims = self.insist(partial(self._claim, left))
             if claims:
                 claims = self._with_mates(claims, left)
-                trained += len(claims)
+                self.trained += len(claims)
                 failed += self._hold(claims)
                 self._break()
             elif self.insist(self._is_over):
@@ -223,9 +230,6 @@ class Worker:
         if self.unfit and not self.is_to_stop():
             raise next(iter(self.unfit.values()))
         return failed
-
-    def _leaves(self) -> bool:
-        return self.stop.is_set() or self.pulse.asked is not None or self.is_apart()
 
     def _claim(self, most: int) -> list[Claim]:
         """As many runs of one shape as are known to train well together; else one."""
@@ -530,6 +534,7 @@ class Worker:
         """Failures that may be this worker's own: quick, in a row, at one place, of runs that failed nowhere else."""
         if ended not in ("failed", "delayed"):
             self.quick = [] if ended == "done" else self.quick
+            self.sound = self.sound or ended == "done"
             return
         place = details["place"]
         if (

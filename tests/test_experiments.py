@@ -470,7 +470,11 @@ def test_a_rate_is_called_as_the_published_study_has_it(lr, label):
         ("lstm_16d_lr_0.032", "lstm_16d_lr_0032"),
         ("LSTM_1.6M_Benchmark", "LSTM_16M_Benchmark"),
         ("24d_lstm_lr_1e-1.5 ", "24d_lstm_lr_1e15"),
+        ("64d L2 adamw lr 0.032 ", "64d_L2_adamw_lr_0032"),
+        ("64d_lr_-1.25", "64d_lr_125"),
+        ("../x", "x"),
         ("a b", "a_b"),
+        ("\u00e4" * 150, "\u00e4" * 100),  # of two bytes each
     ],
 )
 def test_a_label_makes_the_name_of_a_file_as_there(label, stem):

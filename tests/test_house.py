@@ -16,6 +16,7 @@ import typer
 
 import rnnq
 from rnnq import cli as command_line
+from rnnq import db
 from tests.conftest import ROOT
 
 BIN = Path(sys.executable).parent
@@ -148,6 +149,9 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("status",), {"torch", "pandas", "matplotlib", "pydantic", "rnnq.tables", "numpy"}),
         (("ls",), {"torch", "pandas", "matplotlib"}),
         (("init", str(ROOT / "defs" / "stage1.py")), {"torch", "pandas", "matplotlib"}),
+        (("worker", "--dry-run"), {"torch", "pandas", "matplotlib", "numpy"}),
+        (("worker", "--checkpoint-every", "often"), {"torch", "sqlalchemy"}),
+        (("worker", "--job-id", "999", "--total-jobs", "1000"), {"torch"}),  # an empty slice
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
@@ -155,6 +159,12 @@ def test_a_command_loads_only_what_it_needs(study: Path, words: tuple[str, ...],
     loaded = imported_by(*words, folder=study)
     assert "rnnq.cli" in loaded
     assert not loaded & never
+
+
+@pytest.mark.parametrize("words", [(), ("--nproc", "2")], ids=" ".join)
+def test_a_worker_that_finds_nothing_to_do_does_not_load_torch(tmp_path: Path, words: tuple[str, ...]) -> None:
+    db.upgrade(str(tmp_path / "experiments.db"))
+    assert "torch" not in imported_by("worker", *words, folder=tmp_path)
 
 
 def seconds(*words: str, folder: Path) -> float:

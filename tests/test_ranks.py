@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from rnnq import host
+from rnnq import host, launch
 from rnnq.config import Config
 from rnnq.errors import InputError
 from rnnq.families.base import Family
 from rnnq.families.single import Single
+from rnnq.ranks import AGAIN, AGAIN_SOUND
 from tests.processes import Study, pseudo_text
 
 # A recurrent net over carried streams, with dropout's masks in its batch and a parameter that no loss depends on. In
@@ -52,6 +53,8 @@ def act(config, step):
     Path(f"acted-{config.who}").touch()
     if plan["do"] == "raise":
         raise KeyError(f"of process {rank}")
+    if plan["do"] == "leave":
+        raise SystemExit(3)
     leader = int(os.environ["RNNQ_LEADER"].partition(":")[0])
     number, pid = {
         "die": (signal.SIGKILL, os.getpid()), "leader dies": (signal.SIGKILL, leader), "ask": (signal.SIGTERM, leader)
@@ -369,15 +372,39 @@ def test_a_run_whose_worker_died_is_taken_back_by_the_group_that_takes_its_place
 def test_an_error_of_a_runs_code_in_any_process_is_the_runs_and_ends_no_other(tmp_path):
     with Group(tmp_path) as study:
         plans = {"its": {"rank": 1, "step": 7, "do": "raise"}, "mine": {"rank": 0, "step": 7, "do": "raise"}}
-        study.plan(**plans, after={"steps": 5})
+        study.plan(**plans, left={"rank": 1, "step": 7, "do": "leave"}, after={"steps": 5})
         said = study.train(code=1)
         study.leaves_nobody()
-        assert study.states() == {1: "failed", 2: "failed", 3: "done"}
+        assert study.states() == {1: "failed", 2: "failed", 3: "failed", 4: "done"}
         for run, rank in ((1, 1), (2, 0)):
             row = study.run(run)
             assert (row["cause"], row["message"]) == ("bug", f"KeyError: 'of process {rank}'")
             assert "in act" in row["attempts"][0]["traceback"]
-        assert said.count("FAILED (bug)") == 2
+        assert study.run(3)["message"] == "SystemExit: 3"
+        assert said.count("FAILED (bug)") == 3
+
+
+@pytest.mark.slow
+def test_a_group_that_may_train_one_run_is_not_started_anew_when_that_fails(tmp_path):
+    with Group(tmp_path) as study:
+        study.plan(its={"rank": 1, "step": 3, "do": "raise"}, after={})
+        said = study.train("--runs", "1", code=1)
+        assert study.states() == {1: "failed", 2: "pending"}
+        assert said.count("worker ") == 1
+
+
+def test_only_groups_that_fail_at_once_and_in_a_row_are_suspected():
+    count = 0
+    for code, seconds, expected in (
+        (AGAIN, 9.0, 1),
+        (AGAIN, 9.0, 2),
+        (AGAIN_SOUND, 9.0, 1),  # a run had ended well before the one that failed
+        (AGAIN, 9.0, 2),
+        (AGAIN, 61.0, 0),
+        (AGAIN_SOUND, 61.0, 0),
+    ):
+        count = launch._quick(count, code, seconds)
+        assert count == expected
 
 
 @pytest.mark.slow

@@ -50,21 +50,6 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize(
-    ("label", "stem"),
-    [
-        ("lstm_32d_sgd_mup", "lstm_32d_sgd_mup"),
-        ("LSTM_1.6M_Benchmark", "LSTM_16M_Benchmark"),
-        ("lstm_16d_lr_1.0em04", "lstm_16d_lr_10em04"),
-        ("64d L2 adamw lr 0.032 ", "64d_L2_adamw_lr_0032"),
-        ("64d_lr_-1.25", "64d_lr_125"),
-        ("../x", "x"),
-    ],
-)
-def test_a_stem_is_the_label_as_the_study_cleaned_it(label: str, stem: str) -> None:
-    assert sheets.stem(label) == stem
-
-
 def test_a_run_has_the_columns_of_the_study_and_a_row_for_each_evaluation(engine: Engine, tmp_path: Path) -> None:
     config = made(hidden_size=16)
     add_scaling(engine, {"lstm_16d": config})

@@ -64,6 +64,7 @@ def train(
         canvas.images(image)  # refused before the training, not after it
     every = parse_every(checkpoint_every)
     from rnnq import single
+    from rnnq.train import Every
 
     training = single.go_on(resume) if resume is not None else None
     subject = training.subject if training else single.read(config, family, changes or ())
@@ -75,7 +76,7 @@ def train(
     with _progress() as progress:
         desk = single.Desk(training, chosen, progress)
         with _stoppable(desk), _told_where(training):
-            result = single.run(training, chosen, every, desk)
+            result = single.run(training, chosen, Every(*every), desk)
     _end(training, result, image or ["png"], figures, format)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rnnq import processes
 from rnnq.cli import output
 from rnnq.cli.options import DB, DEFS, Db, Defs, Device, Format, Rows, Stage
 from rnnq.cli.status import members_words
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from rnnq import slices
     from rnnq.launch import Lookout
     from rnnq.ranks import Ranks
-    from rnnq.train import Every
 
 
 def worker(
@@ -112,6 +112,7 @@ def worker(
     if nproc > 1 and places.rank is None:
         raise typer.Exit(_group(places))
 
+    from rnnq import train
     from rnnq import worker as work
 
     chosen = places.prepared()
@@ -119,7 +120,7 @@ def worker(
     with places.ranks(chosen) as ranks, Display(bar, places.says_cpu(), count) as display:
         scope = work.Scope(stage, runs, drain, wait, within)
         options = (keep_logs, keep_going, 1 if ranks else pack_size, places.compile, ranks)
-        made = work.Worker(engine, chosen, scope, defs, every, display.on_event, *options)
+        made = work.Worker(engine, chosen, scope, defs, train.Every(*every), display.on_event, *options)
         if places.lookout is not None:
             places.lookout.leave = made.stop.set
         code = made.work()
@@ -145,17 +146,17 @@ class Places:
             hint = f"--nproc {len(self.gpus)} trains each run on all of them" if self.nproc == 1 else "one for each"
             raise InputError(f"--gpu {text} is not one GPU for each of {self.nproc}", hint)
         self.lookout: Lookout | None = None  # of a process of a group
-        self.rank = int(os.environ["RANK"]) if self.nproc > 1 and "RNNQ_RANKS" in os.environ else None
+        self.rank = int(os.environ["RANK"]) if self.nproc > 1 and processes.FOLDER in os.environ else None
 
     def within(self, part: slices.Slice | None) -> tuple[int, int] | None:
         """The ids of a slice; in a process of a group those that the group had at its very first start."""
         if self.rank is not None:
-            given = os.environ.get("RNNQ_WITHIN")
+            given = os.environ.get(processes.WITHIN)
             return (int(given.split("-")[0]), int(given.split("-")[1])) if given else None
         if part is None or part.within is None:
             return None
         if self.nproc > 1:
-            os.environ["RNNQ_WITHIN"] = f"{part.within[0]}-{part.within[1]}"
+            os.environ[processes.WITHIN] = f"{part.within[0]}-{part.within[1]}"
         return part.within
 
     def needs_no_look(self) -> bool:
@@ -206,10 +207,10 @@ class Places:
             yield None
             return
         from rnnq.launch import Lookout
-        from rnnq.ranks import FOLDER, Ranks
+        from rnnq.ranks import Ranks
 
         self.lookout = Lookout()
-        ranks = Ranks(self.rank, self.nproc, device, Path(os.environ[FOLDER]))
+        ranks = Ranks(self.rank, self.nproc, device, Path(os.environ[processes.FOLDER]))
         try:
             yield ranks
         finally:
@@ -248,8 +249,6 @@ def _list(engine: Engine, stage: str | None, part: slices.Slice | None, format: 
 
 def _side_by_side(places: Places, n: int) -> int:
     """Start n workers with the options of this command; what is wrong with these is said once, before."""
-    from rnnq import processes
-
     if not places.needs_no_look():
         places.chosen()
     return processes.run(n, _words_without("--processes"))
@@ -267,7 +266,7 @@ def _follow(places: Places, defs: Path) -> int:
     """Be one of these processes, but for the first, which is the worker."""
     import signal
 
-    from rnnq import follower, processes
+    from rnnq import follower
 
     for number in processes.HEARD:
         signal.signal(number, signal.SIG_IGN)  # the first one says when to leave
@@ -314,16 +313,14 @@ def _stop(db: str, wanted: str, wish: str) -> None:
     output.remark(f"asked {output.count(len(asked), 'worker')}")
 
 
-def parse_every(text: str) -> Every:
-    """ "60s" is seconds, "1000" is steps. Raises InputError."""
-    from rnnq.train import Every
-
+def parse_every(text: str) -> tuple[float | None, int | None]:
+    """Seconds between checkpoints ("60s"), or steps ("1000"), as train.Every has them. Raises InputError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(s?)", text.strip())
     if found is None or float(found[1]) <= 0 or (not found[2] and "." in found[1]):
         raise InputError(f"--checkpoint-every {text}: neither seconds nor steps", "60s, or 1000 for steps")
     if found[2]:
-        return Every(seconds=float(found[1]))
-    return Every(seconds=None, steps=int(found[1]))
+        return float(found[1]), None
+    return None, int(found[1])
 
 
 def parse_pack(text: str) -> int | None:

@@ -27,6 +27,7 @@ from rnnq.sweep import Stage, stage
 LIST, BASE, FAMILY = "EXPERIMENTS", "CONFIG", "FAMILY"  # the names that a file says it by
 DEFAULT_FAMILY = "scaling"
 LONGEST = 200  # letters of a label
+STEM = 200  # bytes of the name of its file
 EXAMPLE = """for example:
 EXPERIMENTS = [
     {"name": "widths", "subexperiments": [{"label": "lstm_16d", "overrides": {"hidden_size": 16}}]},
@@ -226,9 +227,9 @@ def file_stem(label: str) -> str:
     """What is left of a label in the name of a file: letters, digits and underscores; a space becomes one.
 
     The rule of the program that the form is from, so that its figures find the files. `lstm_16d_lr_1.0em04` becomes
-    `lstm_16d_lr_10em04`.
+    `lstm_16d_lr_10em04`. File systems take 255 bytes: what is longer than 200 is cut.
     """
-    return re.sub(r"[^\w ]", "", label).rstrip().replace(" ", "_")
+    return re.sub(r"[^\w ]", "", label).rstrip().replace(" ", "_").encode()[:STEM].decode(errors="ignore")
 
 
 def _has_words(value: Any) -> bool:
