@@ -302,12 +302,13 @@ def _datasets(configs: Mapping[int, tuple[Config, Entry]], problems: Problems) -
             if not entry.data_here:
                 continue
             hint = f" (hint: {error.hint})" if error.hint else ""
-            problems.add(f"{error.message}{hint}", number, entry.written)
+            for line in error.message.splitlines():
+                problems.add(f"{line}{hint}", number, entry.written)
     return found
 
 
 def _new_run(family: str, key: str, config: Config, entry: Entry, parents: tuple[tuple[int, str, str], ...]) -> NewRun:
-    pack_key, budget = config.pack_key(), config.steps_total()
+    pack_key, budget = config.pack_key(), _budget(config, entry)
     if not (pack_key is None or isinstance(pack_key, str)):
         raise InputError(f"pack_key() of {type(config).__name__} gives {pack_key!r}: neither a text nor None")
     if not (budget is None or (isinstance(budget, int) and 0 <= budget < 2**63)):
@@ -327,6 +328,16 @@ def _new_run(family: str, key: str, config: Config, entry: Entry, parents: tuple
         start_from=None if entry.start_from is None else as_json(entry.start_from),
         priority=entry.priority,
     )
+
+
+def _budget(config: Config, entry: Entry) -> int | None:
+    """Steps that a run takes; None where only a corpus tells that need not be here: the worker reckons it."""
+    try:
+        return config.steps_total()
+    except DataError:
+        if entry.data_here and entry.summary is None:
+            raise
+        return None
 
 
 def _gate(stage: Stage, seed: int) -> str:

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,14 +107,14 @@ def write(
 
 
 def _stage_of(engine: Engine, info: StageInfo, begun: Sequence[Row]) -> _Stage:
-    """Runs of a group with several seeds have their seed behind the label, whichever of them are written."""
-    every = runs.groups(runs.find(engine, info.name))
+    """Runs of a group that are called alike have their seed behind the label, whichever of them are written."""
+    alike = Counter((row["group_key"], row["label"]) for row in runs.find(engine, info.name))
     own = [row for row in begun if row["stage"] == info.name]
-    return _Stage(info, [(_stem_of(row, len(every[row["group_key"]])), row) for row in own])
+    return _Stage(info, [(_stem_of(row, alike[row["group_key"], row["label"]]), row) for row in own])
 
 
-def _stem_of(row: Row, seeds: int) -> str:
-    return file_stem(f"{row['label']}_{row['seed']}" if seeds > 1 else str(row["label"]))
+def _stem_of(row: Row, alike: int) -> str:
+    return file_stem(f"{row['label']}_{row['seed']}" if alike > 1 else str(row["label"]))
 
 
 def _refuse(stages: Sequence[_Stage], into: Path, force: bool) -> None:

@@ -605,7 +605,10 @@ class Worker:
         desk.primary = run_config.primary().name
         state = self._restore(claim, desk, family)
         start = self._parent(claim) if state is None and claim.start_from is not None else None
-        return Member(run_config, desk, claim.budget, state, start)
+        budget = (
+            run_config.steps_total() if claim.budget is None else claim.budget
+        )  # whoever added it lacked the corpus
+        return Member(run_config, desk, budget, state, start)
 
     def _parent(self, claim: Claim) -> Parent:
         """The weights that a run starts from. Raises InputError when there are none, or the file is not what it was."""

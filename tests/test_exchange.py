@@ -597,6 +597,18 @@ def test_without_the_corpus_runs_are_promoted_and_a_worker_says_what_it_lacks(he
     assert (child["state"], child["budget"]) == ("done", 4)
 
 
+def test_runs_whose_steps_the_text_decides_are_imported_and_promoted_without_it(here: Study) -> None:
+    header = "data_path,tokens,hidden_size,batch_size,sequence_length,gradient_accumulation_steps,loss"
+    (here.folder / "t.csv").write_text(f"{header}\nmine.txt,bytes,4,2,8,4,2.5\nmine.txt,bytes,8,2,8,4,2.0\n")
+    here.rnnq("import", "t.csv", "--stage", "s", "--family", "scaling")
+    here.rnnq("promote", "--top", "1")
+    assert [row["budget"] for row in runs.find(here.engine, "s-2")] == [None]
+    (here.folder / "mine.txt").write_text("the quick brown fox " * 40)
+    here.rnnq("worker", "--device", "cpu")
+    [child] = runs.find(here.engine, "s-2")
+    assert (child["state"], child["steps_done"]) == ("done", 640 // 2 // 8 // 4 - 1)  # one pass over 80 % of 800 bytes
+
+
 def test_a_dry_run_writes_nothing(here: Study) -> None:
     (here.folder / "t.csv").write_text("x,score\n7,0.6\n8,inf\n")
     words = ("import", "t.csv", "--family", FAMILY, "--loss", "score", "--stage", "s", "--dry-run")

@@ -723,3 +723,21 @@ def test_a_stage_that_was_made_before_has_no_other_names_and_works(engine: Engin
 def test_set_takes_it_too(tmp_path):
     family = definitions.load(write(tmp_path)).module.ToyConfig
     assert plan.parse_changes(["lr=0.5", "name=12"], family) == {"learning_rate": 0.5, "name": "12"}
+
+
+def test_everything_for_which_a_text_is_too_short_is_said_of_its_run(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "text.txt").write_text("to be or not to be " * 100)
+    base = f"{{'data_path': {str(tmp_path / 'text.txt')!r}, 'tokens': 'bytes', 'batch_size': 2, 'sequence_length': 8}}"
+    tiny = "{'val_split': 1e-9, 'test_split': 1e-9, 'steps': 1}"
+    run = f"{{'label': 'tiny', 'overrides': {tiny}}}"
+    path = write(tmp_path, f"CONFIG = {base}\nEXPERIMENTS = [{{'name': 'g', 'subexperiments': [{run}]}}]")
+
+    lines = [line for line in cli("init", str(path), code=2).stderr.splitlines() if "has 0 tokens" in line]
+
+    assert len(lines) == 2 and all(f"{path}: stage g, tiny: " in line for line in lines)
+
+
+def test_more_epochs_than_can_be_counted_are_refused_like_any_value(tmp_path: Path, cli: Cli) -> None:
+    run = "{'label': 'long', 'overrides': {'tokens': 'bytes', 'num_epochs': 10**18}}"
+    path = write(tmp_path, f"EXPERIMENTS = [{{'name': 'g', 'subexperiments': [{run}]}}]")
+    assert f"{path}: stage g, long: num_epochs=1" in cli("init", str(path), code=2).stderr

@@ -116,6 +116,16 @@ def test_seeds_of_a_group_have_files_of_their_own_whichever_are_written(engine: 
     ]
 
 
+def test_seeds_that_have_labels_of_their_own_keep_them(engine: Engine, tmp_path: Path) -> None:
+    add_scaling(engine, {"16d_0": made(seed=0), "16d_1": made(seed=1)})  # as create_multi_seed_experiments calls them
+    for _ in range(2):
+        finish_scaling(engine)
+
+    sheets.write(engine, None, None, tmp_path)
+
+    assert sorted(path.name for path in (tmp_path / "s").glob("*.csv")) == ["16d_0.csv", "16d_1.csv"]
+
+
 def test_runs_that_would_share_a_file_are_all_listed_and_nothing_is_written(engine: Engine, tmp_path: Path) -> None:
     same = {
         "lr_1.5": made(),

@@ -97,7 +97,7 @@ class ScalingConfig(Config):
     sequence_length: int = Field(default=128, ge=1, le=65536)  # tokens that a micro-batch reads of each stream
     tbptt_length: int | None = Field(default=None, ge=1)  # tokens that a gradient goes back; none: sequence_length
     gradient_accumulation_steps: int = Field(default=16, ge=1, le=65536)  # micro-batches in an optimiser step
-    num_epochs: int = Field(default=1, ge=1)  # how often the text is read, at most
+    num_epochs: int = Field(default=1, ge=1, le=1_000_000)  # how often the text is read, at most
     steps: Count | None = Field(default=None, ge=1, le=1_000_000_000)  # optimiser steps; a budget, as the next two
     max_tokens_training: Count | None = Field(default=None, ge=1)
     token_to_param_ratio: float | None = Field(default=None, gt=0)  # training tokens per parameter

@@ -161,7 +161,7 @@ class Fit:
         if law is None:
             return f"no power law: {self.why_not[0]}"
         e = f"{law.e:.3g} + " if law.e else ""
-        how = "E given" if law.is_e_given else f"E fitted{within(law.e_interval, 2)}"
+        how = ("E given" if law.e else "E = 0 given") if law.is_e_given else f"E fitted{within(law.e_interval, 2)}"
         interval = within(law.alpha_interval)
         return f"L = {e}{law.a:.3g} C^{law.alpha:.3f}{interval}, {how}, R² {law.r2:.3f}, {law.n} runs"
 
