@@ -7,6 +7,7 @@ never waits for the device at a step; losses are gathered there and read at the 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -24,6 +25,7 @@ from torch import Tensor
 from rnnq import optimizer
 from rnnq.config import Config
 from rnnq.errors import Diverged, InputError, LeaseLost, RnnqError
+from rnnq.families import denormals
 from rnnq.families.base import Family, Generator, Parent, State
 from rnnq.ranks import STEP, Ranks
 
@@ -508,7 +510,8 @@ class Training:
         data = self.family.batch(configs, steps)
         data = to_device(data if self.ranks is None else self.ranks.share(self.family, data), self.device)
         find = gradients_of if self.ranks is None else self.ranks.gradients
-        losses, gradients, carried = find(self.family, State(self.params, self.carried), data)
+        with denormals.flushed() if self.family.flushes_denormals else contextlib.nullcontext():
+            losses, gradients, carried = find(self.family, State(self.params, self.carried), data)
         rows = [k for k in range(self.size) if k not in self.frozen] if self.frozen else range(self.size)
         self.optimizer.update([gradients[name] for name in self.params], rows, steps)
         self.average.mul_(self.decay).add_(losses, alpha=1 - self.decay)

@@ -775,3 +775,26 @@ def test_what_a_config_reckons_of_a_step_is_a_point_at_every_evaluation() -> Non
     read = [(step, value) for name, step, value in desk.points(outcome) if name == "read"]
     assert read == [(8, 80.0), (16, 160.0), (20, 200.0)]
     assert outcome.summary["read"] == 200.0
+
+
+def test_a_family_may_have_numbers_below_1e_38_taken_for_zero_inside_a_step_alone() -> None:
+    seen: list[bool] = []
+
+    class Flushing(Slope):
+        flushes_denormals = True
+
+        def loss(self, state: State, data: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            seen.append(_has_denormals())
+            return super().loss(state, data)
+
+    class Keeping(Flushing):
+        flushes_denormals = False
+
+    run(Flushing(), LineConfig(steps=2), Desk())
+    run(Keeping(), LineConfig(steps=2), Desk())
+    assert seen == [False, False, True, True]
+    assert _has_denormals()
+
+
+def _has_denormals() -> bool:
+    return bool(torch.full((1,), 2.0**-130) * 1.0)

@@ -119,6 +119,7 @@ class Family:
     loss_bound: ClassVar[float] = 1e6  # a training loss above it counts as diverged
     training_loss: ClassVar[str | None] = None  # what its curve is called; none: as the primary metric
     tests_best: ClassVar[bool] = False  # the test at the end is of the best checkpoint's weights, not of the last
+    flushes_denormals: ClassVar[bool] = False  # losses and gradients take numbers below 1e-38 for zero, on the CPU
     stacks: ClassVar[bool] = True  # members can stand side by side; not those of the second level
 
     def init(self, configs: Sequence[Any]) -> State:

@@ -27,6 +27,7 @@ class Single(Family):
         self.name = getattr(inner, "name", type(inner).__name__)  # type: ignore[misc]
         self.smoothing, self.loss_bound = inner.smoothing, inner.loss_bound  # type: ignore[misc]
         self.training_loss, self.tests_best = inner.training_loss, inner.tests_best  # type: ignore[misc]
+        self.flushes_denormals = inner.flushes_denormals  # type: ignore[misc]
         self.module = nn.Module()  # until init has built the run's own
 
     def init(self, configs: Sequence[Any]) -> State:

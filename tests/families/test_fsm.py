@@ -15,11 +15,12 @@ from torch.nn import functional
 from rnnq import families
 from rnnq.config import check, parse
 from rnnq.errors import InputError
+from rnnq.families import denormals
 from rnnq.families.base import Parent, State
 from rnnq.families.fsm import baselines, batches, data, evaluation, gated, loops
 from rnnq.families.fsm.config import Config
 from rnnq.families.fsm.data import FIRST_ACTION, N_ACTIONS
-from rnnq.families.fsm.model import NETS, Automata, draw, hidden_states, parameter_count, without_denormals
+from rnnq.families.fsm.model import NETS, Automata, draw, hidden_states, parameter_count
 from rnnq.train import Every, Outcome, Point, train
 from tests.families.test_contract import CPU, NEVER, Notebook
 
@@ -240,9 +241,9 @@ def test_dropout_leaves_the_mean_and_is_another_at_each_step_and_seed() -> None:
 
 def test_numbers_too_small_for_a_float_are_zero_inside_and_only_there() -> None:
     tiny = torch.full((1,), 2.0**-130)
-    with without_denormals():
+    with denormals.flushed():
         assert not bool(tiny * 1.0)
-        with without_denormals():
+        with denormals.flushed():
             pass
         assert not bool(tiny * 1.0)
     assert bool(tiny * 1.0)

@@ -145,7 +145,8 @@ def _lowest(errors: Array) -> Array:
     left, here, right = (errors[rows, middle + step] for step in (-1, 0, 1))
     bend = left - 2 * here + right
     beside = (left - right) / (2 * np.where(bend > 0, bend, 1.0))
-    return np.where((best == middle) & (bend > 0), middle + beside, best)
+    found: Array = np.where((best == middle) & (bend > 0), middle + beside, best)
+    return found
 
 
 def _refined_free(c: Array, y: Array) -> Array:
