@@ -147,7 +147,7 @@ class Added:
     present: int
     left: tuple[str, ...]
     waiting: int = 0  # of those added: behind a gate
-    labels: tuple[str, ...] = ()  # of those added
+    labels: tuple[str, ...] = field(default=(), compare=False)  # of those added
 
 
 def preview(engine: Engine, stages: Sequence[NewStage]) -> list[Added]:

@@ -24,7 +24,9 @@ torch.set_num_threads(1)
 
 NEVER = train.Every(None, 10**9)
 
-SMALL: dict[str, Any] = {"tokens": "bytes", "hidden_size": 8, "batch_size": 4, "sequence_length": 16, "steps": 8}
+SMALL: dict[str, Any] = {
+    "tokens": "bytes", "hidden_size": 8, "batch_size": 4, "sequence_length": 16, "steps": 8, "streaming_reset_prob": 0.0
+}  # fmt: skip
 
 
 class Quiet:
@@ -247,6 +249,17 @@ def test_nothing_is_carried_to_where_a_pass_over_the_text_begins(corpus: str) ->
     assert (first.fresh, second.fresh) == (True, False)
     assert torch.equal(family.loss(State(params, other), first)[0], family.loss(State(params, zero), first)[0])
     assert not torch.equal(family.loss(State(params, other), second)[0], family.loss(State(params, zero), second)[0])
+
+
+def test_states_are_zeroed_now_and_then_as_the_seed_and_the_place_say(corpus: str) -> None:
+    own = {**SMALL, "data_path": corpus, "gradient_accumulation_steps": 100, "num_epochs": 30}
+    config, other = ScalingConfig(**own | {"streaming_reset_prob": 0.3}), ScalingConfig(**own, seed=1)
+    fresh = [Streams(config).at(step).fresh for step in range(10)]
+
+    assert fresh == [Streams(config).at(step).fresh for step in range(10)]
+    assert 250 < sum(sum(each) for each in fresh) - 1000 // 38 < 350
+    assert fresh[3] != Streams(other.model_copy(update={"streaming_reset_prob": 0.3})).at(3).fresh
+    assert sum(Streams(other).at(3).fresh) in (2, 3)  # where a pass begins alone
 
 
 def test_a_mask_is_of_one_window_and_of_no_moment(corpus: str) -> None:

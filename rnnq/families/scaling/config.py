@@ -95,6 +95,7 @@ class ScalingConfig(Config):
     # the training
     batch_size: int = Field(default=32, ge=1, le=65536)  # streams side by side
     sequence_length: int = Field(default=128, ge=1, le=65536)  # tokens that a micro-batch reads of each stream
+    streaming_reset_prob: float = Field(default=0.01, ge=0, le=1)  # that a micro-batch begins with zero states
     tbptt_length: int | None = Field(default=None, ge=1)  # tokens that a gradient goes back; none: sequence_length
     gradient_accumulation_steps: int = Field(default=16, ge=1, le=65536)  # micro-batches in an optimiser step
     num_epochs: int = Field(default=1, ge=1, le=1_000_000)  # how often the text is read, at most

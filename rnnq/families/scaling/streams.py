@@ -2,7 +2,9 @@
 
 The training text is cut in batch_size streams of equal length. Micro-batch j of a pass reads columns jT to (j + 1) T of
 all of them: so what is carried from one to the next belongs to the text that follows. A pass over, the next begins at
-the beginning, and with zero states.
+the beginning, and with zero states. Now and then states are zeroed in between (streaming_reset_prob): a net that never
+meets zero states again after its first step may come to need cells that have counted for thousands of tokens, and is
+then lost on a text that begins.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class Window:
     config: ScalingConfig
     tokens: Tensor  # (B, W)
     targets: Tensor  # (B, W)
-    fresh: bool  # a pass over the text begins: nothing is carried to here
+    fresh: bool  # nothing is carried to here
     masks: dict[str, Tensor]  # (B, h) each; see nets.features
 
 
@@ -102,7 +104,14 @@ class Streams:
         width = config.sequence_length
         read = [self.rows[:, place * width : (place + 1) * width + 1] for place in places]
         ids = torch.from_numpy(np.stack(read).astype(np.int64))
-        return Batch(config, ids, tuple(place == 0 for place in places), masks(config, step))
+        fresh = tuple(place == 0 or is_reset(config, first + k) for k, place in enumerate(places))
+        return Batch(config, ids, fresh, masks(config, step))
+
+
+def is_reset(config: ScalingConfig, micro_batch: int) -> bool:
+    """Whether all states are zeroed before a micro-batch, of all of the run; from (seed, micro_batch) alone."""
+    digest = hashlib.sha256(f"scaling reset {config.seed} {micro_batch}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") < config.streaming_reset_prob * 2**64
 
 
 def masks(config: ScalingConfig, step: int) -> dict[str, Tensor]:
