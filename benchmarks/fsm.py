@@ -218,16 +218,6 @@ class Ordinary:
         return float(loss.item())
 
 
-class Idle:
-    """The desk of runs that nobody keeps."""
-
-    def record(self, step: int, points: Any) -> None: ...
-    def save(self, step: int, points: Any, state: Any) -> None: ...
-    def leave_behind(self, points: Any) -> None: ...
-    def wish(self) -> bool:
-        return False
-
-
 def ordinary_steps(kind: str, states: int) -> Callable[[], Any]:
     """A step of the ordinary script; its batches lie ready."""
     import numpy as np
@@ -252,11 +242,11 @@ def family_steps(kind: str, states: int, members: int) -> Callable[[], Any]:
 
     from rnnq.families.fsm.config import Config
     from rnnq.families.fsm.model import Automata
-    from rnnq.train import Member, Training
+    from rnnq.train import Member, NoDesk, Training
 
     fields = {"model": kind, "states": states, "actions": states, "data_split": "stream", "head": "states"}
     configs = [Config(**fields, d_model=64, epochs=1, seed=k) for k in range(members)]
-    training = Training(Automata(), [Member(c, Idle(), c.steps_total()) for c in configs], torch.device("cpu"))
+    training = Training(Automata(), [Member(c, NoDesk(), c.steps_total()) for c in configs], torch.device("cpu"))
     return training.update
 
 

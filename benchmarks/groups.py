@@ -35,8 +35,7 @@ from rnnq.config import parse
 from rnnq.families.groups import nets, templates, theory, tuples
 from rnnq.families.groups.config import GroupsConfig
 from rnnq.families.groups.model import Groups
-from rnnq.pack import _Idle
-from rnnq.train import Member, Training
+from rnnq.train import Member, NoDesk, Training
 
 CPU = torch.device("cpu")
 
@@ -159,7 +158,7 @@ def config_of(work: str, seed: int = 0) -> GroupsConfig:
 
 def pack_of(work: str, members: int) -> Training:
     """A pack of so many runs."""
-    runs = [Member(config_of(work, seed), _Idle(), 1_000_000) for seed in range(members)]
+    runs = [Member(config_of(work, seed), NoDesk(), 1_000_000) for seed in range(members)]
     return Training(Groups(), runs, CPU)
 
 

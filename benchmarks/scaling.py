@@ -111,30 +111,19 @@ def _in_its_order(params: dict[str, Any], layers: int) -> list[Any]:
 # ------------------------------------------------------------------------------------------------------- the family
 
 
-class Idle:
-    """The desk of runs that nobody keeps."""
-
-    def record(self, step: int, points: Any) -> None: ...
-    def save(self, step: int, points: Any, state: Any) -> None: ...
-    def snapshot(self, step: int, state: Any) -> None: ...
-    def leave_behind(self, points: Any) -> None: ...
-    def wish(self) -> bool:
-        return False
-
-
 def training_of(config: Any) -> Any:
     """The family's training loop, which reads what the ordinary script does."""
     import torch
 
     from rnnq.families.scaling.model import Scaling
     from rnnq.families.scaling.streams import Batch, masks
-    from rnnq.train import Member, Training
+    from rnnq.train import Member, NoDesk, Training
 
     class Fed(Scaling):
         def batch(self, configs: Any, steps: Any) -> Any:
             return Batch(config, read(config, steps[0]), (False,) * ACCUMULATED, masks(config, steps[0]))
 
-    return Training(Fed(), [Member(config, Idle(), config.steps_total())], torch.device("cpu"))
+    return Training(Fed(), [Member(config, NoDesk(), config.steps_total())], torch.device("cpu"))
 
 
 # -------------------------------------------------------------------------------------------------------- measuring

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,7 @@ from rnnq import config, definitions, families, logs, train
 from rnnq.errors import RnnqError, is_out_of_memory, text_of
 from rnnq.families.base import Family
 from rnnq.ranks import END, STEP, Ranks
-from rnnq.train import Member, Point, Training
-
-
-class NoDesk:
-    """The desk of a run whose owner is another process: nothing is ever put on it."""
-
-    def record(self, step: int, points: Sequence[Point]) -> None:
-        """Nothing."""
-
-    def save(self, step: int, points: Sequence[Point], state: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def snapshot(self, step: int, state: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def leave_behind(self, points: Sequence[Point]) -> None:
-        """Nothing."""
-
-    def wish(self) -> bool:
-        """Never."""
-        return False
+from rnnq.train import Member, NoDesk, Training
 
 
 def follow(ranks: Ranks, device: torch.device, defs: Path, compile: bool = False) -> bool:

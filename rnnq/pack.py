@@ -24,7 +24,7 @@ from torch import Tensor
 from rnnq.config import Config, as_json
 from rnnq.errors import is_out_of_memory
 from rnnq.families.base import Family
-from rnnq.train import Member, Shrink, Training, random_state
+from rnnq.train import Member, NoDesk, Shrink, Training, random_state
 
 MOST = 32  # members that `auto` tries: beyond it a CPU's cache is left, and a kill takes more with it
 STEPS = 20  # of the certificate
@@ -221,17 +221,6 @@ def _share(pending: int, workers: int) -> int:
 # ----------------------------------------------------------------------------------------------------------- trials
 
 
-class _Idle:
-    """The desk of runs that nobody keeps."""
-
-    def record(self, step: int, points: Any) -> None: ...
-    def save(self, step: int, points: Any, state: Any) -> None: ...
-    def snapshot(self, step: int, state: Any) -> None: ...
-    def leave_behind(self, points: Any) -> None: ...
-    def wish(self) -> bool:
-        return False
-
-
 class Trial:
     """Trains runs like a given one, for what can be learnt of them.
 
@@ -261,7 +250,7 @@ class Trial:
         found = []
         for k in seeds:
             seed = (self.config.seed + k) % 2**31
-            member = Member(self.config.model_copy(update={"seed": seed}), _Idle(), self.budget)
+            member = Member(self.config.model_copy(update={"seed": seed}), NoDesk(), self.budget)
             member.step = min(k % 3 if first else 0, max(0, self.budget - STEPS))
             found.append(member)
         return found

@@ -61,6 +61,26 @@ class Desk(Protocol):
         """Whether the owner wishes the loop to checkpoint and stop."""
 
 
+class NoDesk:
+    """The desk of a run that nobody keeps: nothing is ever put on it, and nothing wished."""
+
+    def record(self, step: int, points: Sequence[Point]) -> None:
+        """Nothing."""
+
+    def save(self, step: int, points: Sequence[Point], state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def snapshot(self, step: int, state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def leave_behind(self, points: Sequence[Point]) -> None:
+        """Nothing."""
+
+    def wish(self) -> bool:
+        """Never."""
+        return False
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How training ended. `state` is None for a family that cannot be resumed."""

@@ -23,7 +23,7 @@ from rnnq.families.groups import digits, groups, model, nets, resolve, templates
 from rnnq.families.groups.config import GroupsConfig
 from rnnq.families.groups.model import Batch, Groups, Orbits
 from rnnq.families.groups.places import Cells, Rows
-from rnnq.train import Every, Member, by_autograd, together
+from rnnq.train import Every, Member, NoDesk, by_autograd, together
 
 torch.set_num_threads(1)
 
@@ -778,21 +778,10 @@ def test_the_loss_is_the_mean_square_of_what_separates_predictions_from_the_trut
 # ------------------------------------------------------------------------------------------- how long they take
 
 
-class Nobody:
-    """The owner of runs that nobody keeps."""
-
-    def record(self, step: int, points: Any) -> None: ...
-    def save(self, step: int, points: Any, state: Any) -> None: ...
-    def snapshot(self, step: int, state: Any) -> None: ...
-    def leave_behind(self, points: Any) -> None: ...
-    def wish(self) -> bool:
-        return False
-
-
 def reached_by(seeds: Sequence[int], **parts: Any) -> list[list[int | None]]:
     """The steps at which each of some seeds, trained as one pack, reached each predicted level."""
     configs = [config_of(seed, **parts) for seed in seeds]
-    members = [Member(config, Nobody(), config.steps_total()) for config in configs]
+    members = [Member(config, NoDesk(), config.steps_total()) for config in configs]
     found = {}
     for member, outcome in together(Groups(), members, CPU, Every(None, 10**9)):
         assert outcome.error is None
@@ -873,7 +862,7 @@ def test_reference_s2_the_rotations_of_a_cube() -> None:
         model={"model_type": "TwoLayerNet", "hidden_dim": 1200, "init_scale": 0.001},
         training={"mode": "offline", "epochs": 390, "optimizer": "per_neuron", "learning_rate": 0.01},
     )  # fmt: skip
-    [(member, outcome)] = together(Groups(), [Member(config, Nobody(), config.steps_total())], CPU, Every(None, 10**9))
+    [(member, outcome)] = together(Groups(), [Member(config, NoDesk(), config.steps_total())], CPU, Every(None, 10**9))
     loss = {step // config.steps_an_epoch(): value for name, step, value in member.curve if name == "loss"}
     assert loss[1] == pytest.approx(33.33, rel=0.05)
     assert loss[60] == pytest.approx(12.5, rel=0.1)

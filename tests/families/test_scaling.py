@@ -29,17 +29,6 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-class Quiet:
-    """The desk of a run that nobody keeps."""
-
-    def record(self, step: int, points: Any) -> None: ...
-    def save(self, step: int, points: Any, state: Any) -> None: ...
-    def snapshot(self, step: int, state: Any) -> None: ...
-    def leave_behind(self, points: Any) -> None: ...
-    def wish(self) -> bool:
-        return False
-
-
 def drawn(config: ScalingConfig, seed: int = 0) -> dict[str, Tensor]:
     """Parameters of every shape, none of them zero."""
     generator = torch.Generator().manual_seed(seed)
@@ -411,7 +400,7 @@ def test_a_small_model_learns_more_than_how_often_each_byte_occurs() -> None:
         data_path=argparse.__file__, tokens="bytes", hidden_size=32, num_layers=1, sequence_length=32, **NO_DROPOUT,
         gradient_accumulation_steps=1, steps=200, num_epochs=9, learning_rate=0.02, fixed_val_tokens=4000,
     )  # fmt: skip
-    outcome = train.train(Scaling(), config, Quiet(), torch.device("cpu"), 200, NEVER)
+    outcome = train.train(Scaling(), config, train.NoDesk(), torch.device("cpu"), 200, NEVER)
 
     assert outcome.summary["parameters"] == counts.parameters(config)
     assert outcome.summary["tokens"] == 200 * 32 * 32
@@ -430,7 +419,7 @@ def test_bfloat16_learns_as_well() -> None:
     }
     fields |= {"gradient_accumulation_steps": 1, "learning_rate": 0.02, "fixed_val_tokens": 2000} | NO_DROPOUT
     found = [
-        train.train(Scaling(), ScalingConfig(**fields, use_amp=low), Quiet(), torch.device("cpu"), 40, NEVER)
+        train.train(Scaling(), ScalingConfig(**fields, use_amp=low), train.NoDesk(), torch.device("cpu"), 40, NEVER)
         for low in (False, True)
     ]
     full, low = (outcome.summary["val_loss"] for outcome in found)
