@@ -110,6 +110,18 @@ def text_of(error: BaseException) -> str:
         return "(its text cannot be had)"
 
 
+def cause_of(error: BaseException) -> str:
+    """The id of why a run failed by an error, also by one that is not ours: oom, or bug."""
+    if isinstance(error, RnnqError):
+        return error.cause
+    return "oom" if is_out_of_memory(error) else "bug"
+
+
+def message_of(error: BaseException) -> str:
+    """What is kept of an error in a line; of one that is not ours with its kind."""
+    return error.message if isinstance(error, RnnqError) else f"{type(error).__name__}: {text_of(error)}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: the nearest right ones first, else all of them."""
     names = sorted(known)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rnnq import config, definitions, families, logs, train
-from rnnq.errors import RnnqError, is_out_of_memory, text_of
+from rnnq.errors import cause_of, message_of
 from rnnq.families.base import Family
 from rnnq.ranks import END, STEP, Ranks
 from rnnq.train import Member, NoDesk, Training
@@ -54,6 +54,5 @@ def _family(brief: Mapping[str, Any], defs: Path, compile: bool) -> Family:
 
 
 def _words(error: Exception | SystemExit) -> dict[str, str]:
-    cause = error.cause if isinstance(error, RnnqError) else "oom" if is_out_of_memory(error) else "bug"
-    message = error.message if isinstance(error, RnnqError) else f"{type(error).__name__}: {text_of(error)}"
-    return {"cause": cause, "message": message, "trace": "".join(traceback.format_exception(error))}
+    trace = "".join(traceback.format_exception(error))
+    return {"cause": cause_of(error), "message": message_of(error), "trace": trace}

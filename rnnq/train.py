@@ -27,6 +27,7 @@ from rnnq.config import Config
 from rnnq.errors import Diverged, InputError, LeaseLost, RnnqError
 from rnnq.families import denormals
 from rnnq.families.base import Family, Generator, Parent, State
+from rnnq.families.device import brought
 from rnnq.ranks import STEP, Ranks
 
 Point = tuple[str, int, float]  # name, step, value
@@ -191,9 +192,7 @@ def together(
 def to_device(data: Any, device: torch.device) -> Any:
     """A tensor, a tree of them in tuples, lists and dicts, or anything with a `.to`, without waiting for the copy."""
     if isinstance(data, Tensor):
-        # only from pinned memory does a copy to a GPU not wait; what is there already stays
-        goes = device.type == "cuda" and data.device.type == "cpu"
-        return (data.pin_memory() if goes else data).to(device, non_blocking=True)
+        return brought(data, device)
     if isinstance(data, dict):
         return {name: to_device(part, device) for name, part in data.items()}
     if isinstance(data, (tuple, list)):

@@ -46,8 +46,8 @@ from rnnq.errors import (
     LeaseLost,
     RnnqError,
     WorkerBroken,
-    is_out_of_memory,
-    text_of,
+    cause_of,
+    message_of,
 )
 from rnnq.families.base import Family, Generator, Parent
 from rnnq.queue import Claim, Point
@@ -482,7 +482,7 @@ class Worker:
         if isinstance(error, torch.AcceleratorError):
             self.device_broke = True
             self.stop.set()  # after such an error the device is of no use to this process
-        return _Words(_cause(error), _message(error), "".join(traceback.format_exception(error)))
+        return _Words(cause_of(error), message_of(error), "".join(traceback.format_exception(error)))
 
     def _words_of_all(self, desk: RunDesk, mine: _Words) -> _Words:
         """Whose error ended a step: this process's, or another's, which this one only felt.
@@ -757,16 +757,6 @@ def _stacks() -> str:
         f"thread {names.get(ident, ident)}:\n" + "".join(traceback.format_stack(frame))
         for ident, frame in sys._current_frames().items()
     )
-
-
-def _cause(error: BaseException) -> str:
-    if isinstance(error, RnnqError):
-        return error.cause
-    return "oom" if is_out_of_memory(error) else "bug"
-
-
-def _message(error: BaseException) -> str:
-    return error.message if isinstance(error, RnnqError) else f"{type(error).__name__}: {text_of(error)}"
 
 
 def _check_identity(claim: Claim, run_config: config.Config) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rnnq.families import chance
 from rnnq.families.dynamics.config import DynamicsConfig, bounds
 from rnnq.tokens import Tokens
 
@@ -31,8 +31,7 @@ def training_windows(found: Tokens, config: DynamicsConfig, index: int) -> Tenso
     Start positions are uniform over the train part, with replacement; (seed, index) alone decides them.
     """
     train = part(found, "train")
-    digest = hashlib.sha256(f"dynamics windows {config.seed} {index}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    generator = chance.generator(f"dynamics windows {config.seed} {index}")
     starts = torch.randint(0, len(train) - config.window + 1, (config.batch_size,), generator=generator)
     return _windows(train, starts.numpy(), config.window)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from rnnq import tokens
 from rnnq.families import stacked
 from rnnq.families.base import Curve, Family, State
+from rnnq.families.device import brought
 from rnnq.families.dynamics import closed, data
 from rnnq.families.dynamics.closed import Trace
 from rnnq.families.dynamics.config import DynamicsConfig
@@ -196,12 +197,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device, without waiting for the copy."""
-
-        def there(part: Tensor) -> Tensor:
-            return (part.pin_memory() if device.type == "cuda" else part).to(device, non_blocking=True)
-
-        fresh = there(self.fresh) if isinstance(self.fresh, Tensor) else self.fresh
-        return Batch(self.config, there(self.x), there(self.y), fresh)
+        fresh = brought(self.fresh, device) if isinstance(self.fresh, Tensor) else self.fresh
+        return Batch(self.config, brought(self.x, device), brought(self.y, device), fresh)
 
 
 def _losses_one_by_one(config: DynamicsConfig, params: Params, windows: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rnnq.families.device import brought
 from rnnq.families.fsm.config import Config
 from rnnq.families.fsm.data import PAD, Split
 
@@ -84,18 +85,14 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device, without waiting for the copy."""
-
-        def there(tensor: Tensor) -> Tensor:
-            return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
         return Batch(
             self.config,
-            there(self.tokens),
-            there(self.places),
-            there(self.answers),
-            there(self.weights),
-            tuple(map(there, self.masks)),
-            there(self.scales),
+            brought(self.tokens, device),
+            brought(self.places, device),
+            brought(self.answers, device),
+            brought(self.weights, device),
+            tuple(brought(mask, device) for mask in self.masks),
+            brought(self.scales, device),
         )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rnnq.families.base import Adam, Curve, Family, PerNeuron, Spec, State
+from rnnq.families.device import brought
 from rnnq.families.groups import groups, nets, templates, theory, tuples
 from rnnq.families.groups.config import GroupsConfig
 from rnnq.families.groups.places import Cells, Places, Rows
@@ -231,9 +232,8 @@ class Groups(Family):
             return losses, {}
         total, batches = state.carried["epoch.sum"], state.carried["epoch.batches"]
         if any(batch.fresh):
-            keep = torch.tensor([not fresh for fresh in batch.fresh])
-            if total.is_cuda:  # neither this copy nor a plain 0.0 in `where` may make the step wait for the device
-                keep = keep.pin_memory().to(total.device, non_blocking=True)
+            # neither this copy nor a plain 0.0 in `where` may make the step wait for the device
+            keep = brought(torch.tensor([not fresh for fresh in batch.fresh]), total.device)
             nothing = torch.zeros_like(total)
             total, batches = torch.where(keep, total, nothing), torch.where(keep, batches, nothing)
         total, batches = total + losses, batches + 1

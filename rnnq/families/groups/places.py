@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rnnq.families.device import brought
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -51,8 +53,8 @@ class Rows:
 
     def to(self, device: torch.device) -> Rows:
         """The same on a device, without waiting for the copy."""
-        weights = None if self.weights is None else _to(self.weights, device)
-        return Rows(_to(self.elements, device), _to(self.products, device), weights)
+        weights = None if self.weights is None else brought(self.weights, device)
+        return Rows(brought(self.elements, device), brought(self.products, device), weights)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class Cells:
 
     def to(self, device: torch.device) -> Cells:
         """The same on a device, without waiting for the copy."""
-        return Cells([_to(products, device) for products in self.products], _to(self.weights, device))
+        return Cells([brought(products, device) for products in self.products], brought(self.weights, device))
 
 
 Places = Rows | Cells
@@ -116,8 +118,3 @@ def _sum_into(rows: Tensor, d: Tensor, n: int) -> Tensor:
     found = d.new_zeros(len(d) * n, d.shape[-1])
     found.index_add_(0, rows.reshape(-1), d.reshape(-1, d.shape[-1]))
     return found.view(len(d), n, -1)
-
-
-def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    goes = device.type == "cuda" and tensor.device.type == "cpu"  # only from pinned memory does a copy not wait
-    return (tensor.pin_memory() if goes else tensor).to(device, non_blocking=True)

@@ -6,13 +6,13 @@ batch that is short is filled up with tuples that count nothing, so that members
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rnnq.families import chance
 from rnnq.families.groups.config import GroupsConfig
 
 NUMBERS = 1 << 16  # elements that are drawn at once: to begin a generator costs more than to draw from it
@@ -23,8 +23,7 @@ HELD_OUT = 1024  # else on so many
 
 def generator(config: GroupsConfig, what: str, index: int) -> torch.Generator:
     """Random numbers for one purpose of one run, of which none else has any."""
-    digest = hashlib.sha256(f"groups {what} {config.tuples_seed()} {index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    return chance.generator(f"groups {what} {config.tuples_seed()} {index}")
 
 
 def block_steps(config: GroupsConfig) -> int:

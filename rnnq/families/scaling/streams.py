@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rnnq import tokens
+from rnnq.families import chance
+from rnnq.families.device import brought
 from rnnq.families.scaling import nets, text
 
 if TYPE_CHECKING:
@@ -51,11 +53,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device, without waiting for the copy."""
-
-        def there(part: Tensor) -> Tensor:
-            return (part.pin_memory() if device.type == "cuda" else part).to(device, non_blocking=True)
-
-        return replace(self, tokens=there(self.tokens), masks={name: there(m) for name, m in self.masks.items()})
+        masks = {name: brought(mask, device) for name, mask in self.masks.items()}
+        return replace(self, tokens=brought(self.tokens, device), masks=masks)
 
     def share(self, rank: int, ranks: int) -> Batch:
         """The rows that one process of several reads."""
@@ -119,8 +118,7 @@ def masks(config: ScalingConfig, step: int) -> dict[str, Tensor]:
 
     From (seed, step) alone, and for all streams, whoever reads which of them.
     """
-    digest = hashlib.sha256(f"scaling dropout {config.seed} {step}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    generator = chance.generator(f"scaling dropout {config.seed} {step}")
     number = config.gradient_accumulation_steps * config.sequence_length // width_of(config)
     shape = (number, config.batch_size, config.hidden_size)
     return {
