@@ -35,12 +35,9 @@ TRAINING, VALIDATION = "loss", "val_loss"  # the curves of the two losses
 MOST = 25  # problems that are listed
 
 MEANING = {
-    "step": "micro-batches read",
-    "training_loss": "the running mean of the training loss, as it was last logged at or before this step",
+    "step": "steps of the optimiser",  # unless the family counts otherwise
+    "training_loss": "the training loss, as it was last logged at or before this step",
     "validation_loss": "on the validation tokens, after this step; empty where it was not measured or not finite",
-    "total_flops_profiler": "6 h V FLOPs a token: what a profiler counts that does not see into the library's LSTM",
-    "theoretical_flops": "6 N FLOPs a token, N all parameters that are trained",
-    "tokens": "training tokens read",
     "optimizer_step": "steps of the optimiser",
     "state": "of the run when this was written: done, or what it had come to",
 }
@@ -87,7 +84,8 @@ def write(
         return None
     infos = runs.stage_infos(engine)
     begun = [row for row in rows if row["state"] == "done" or row["steps_done"]]
-    stages = [_stage_of(engine, infos[name], begun) for name in dict.fromkeys(row["stage"] for row in rows)]
+    alike = _alike(rows if filter is None else runs.find(engine, stage))
+    stages = [_stage_of(infos[name], begun, alike) for name in dict.fromkeys(row["stage"] for row in rows)]
     _refuse(stages, into, force)
     made = Sheets()
     if len(rows) > len(begun):
@@ -106,11 +104,19 @@ def write(
 # -------------------------------------------------------------------------------------------------------------- stems
 
 
-def _stage_of(engine: Engine, info: StageInfo, begun: Sequence[Row]) -> _Stage:
+def _alike(every: Sequence[Row]) -> Counter[tuple[str, ...]]:
+    """How many runs there are of each group, in each stage, with each label."""
+    return Counter(map(_called, every))
+
+
+def _called(row: Row) -> tuple[str, ...]:
+    return row["stage"], row["group_key"], row["label"]
+
+
+def _stage_of(info: StageInfo, begun: Sequence[Row], alike: Mapping[tuple[str, ...], int]) -> _Stage:
     """Runs of a group that are called alike have their seed behind the label, whichever of them are written."""
-    alike = Counter((row["group_key"], row["label"]) for row in runs.find(engine, info.name))
     own = [row for row in begun if row["stage"] == info.name]
-    return _Stage(info, [(_stem_of(row, alike[row["group_key"], row["label"]]), row) for row in own])
+    return _Stage(info, [(_stem_of(row, alike[_called(row)]), row) for row in own])
 
 
 def _stem_of(row: Row, alike: int) -> str:
@@ -185,6 +191,12 @@ class _Writer:
         own = [*self.columns.COLUMNS] if self.columns and config is not None else []
         return ["step", "training_loss", "validation_loss", *own, "optimizer_step", "state"]
 
+    def meaning(self, config: Config | None) -> dict[str, str]:
+        """What each column means."""
+        own = {"step": self.columns.STEP, **self.columns.COLUMNS} if self.columns and config is not None else {}
+        known = MEANING | own
+        return {name: known[name] for name in self.names(config)}
+
     def cells(self, config: Config | None, step: int) -> list[Any]:
         """The step that the table counts by, and what the family counts."""
         if self.columns is None or config is None:
@@ -246,10 +258,6 @@ def _loss(value: float | None) -> str:
 
 
 def _about(row: Row, name: str, writer: _Writer, config: Config | None) -> dict[str, Any]:
-    names = writer.names(config)
-    meaning = {column: MEANING[column] for column in names}
-    if len(names) == 5:  # nothing that the family counts
-        meaning["step"] = MEANING["optimizer_step"]
     return {
         "run": row["id"],
         "stage": row["stage"],
@@ -265,7 +273,7 @@ def _about(row: Row, name: str, writer: _Writer, config: Config | None) -> dict[
         "message": row["message"],
         "config": row["config"],
         "summary": row["summary"],
-        "columns": meaning,
+        "columns": writer.meaning(config),
     }
 
 

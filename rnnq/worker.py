@@ -605,9 +605,8 @@ class Worker:
         desk.primary = run_config.primary().name
         state = self._restore(claim, desk, family)
         start = self._parent(claim) if state is None and claim.start_from is not None else None
-        budget = (
-            run_config.steps_total() if claim.budget is None else claim.budget
-        )  # whoever added it lacked the corpus
+        # whoever added it lacked the corpus that tells
+        budget = run_config.steps_total() if claim.budget is None else claim.budget
         return Member(run_config, desk, budget, state, start)
 
     def _parent(self, claim: Claim) -> Parent:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,11 +89,9 @@ def _refuse_questions(files: Sequence[Definition], stages: Sequence[NewStage], d
 
 
 def _row(item: Added) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in asdict(item).items()
-        if name not in ("left", "waiting", "labels") or (value and name != "labels")
-    }
+    some = {"left": item.left, "waiting": item.waiting}  # where there are any
+    row = {"stage": item.stage, "added": item.added, "present": item.present}
+    return row | {name: value for name, value in some.items() if value}
 
 
 def _preview(db: str, stages: list[NewStage]) -> list[Added]:

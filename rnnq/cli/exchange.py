@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -19,6 +20,10 @@ from rnnq.errors import InputError, nearest
 if TYPE_CHECKING:
     from rnnq.exchange import Export, Import
     from rnnq.queue import Added
+    from rnnq.results import Tree
+    from rnnq.sheets import Sheets
+
+M = TypeVar("M", bound="Tree | Sheets")
 
 
 class What(StrEnum):
@@ -91,38 +96,37 @@ def _check_layout(what: str, layout: Layout, others: Sequence[tuple[str, object]
         raise InputError(problems, f"rnnq export --layout {layout.value} {layout.value}s/")
 
 
-def _sheets(db: str, stage: str | None, filter: str | None, into: Path, force: bool) -> None:
+def _made(db: str, stage: str | None, filter: str | None, write: Callable[..., M | None]) -> M | None:
+    """What `write` makes of the database, and its remarks; None, and why, where no run fulfils the filter."""
     from rnnq import db as database
-    from rnnq import sheets
 
     engine = database.open(db)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half-written is taken away
     with output.bars() as watch:
-        made = sheets.write(engine, stage, filter, into, force, watch)
-    if made is None:
-        output.remark(_nothing(stage, filter))
-        return
-    for line in made.remarks:
+        made = write(engine, stage, filter, progress=watch)
+    for line in [_nothing(stage, filter)] if made is None else made.remarks:
         output.remark(line)
-    partial = f", {made.partial:,} of them not done: see the column state" if made.partial else ""
-    output.remark(f"{output.count(made.runs, 'run')}{partial}")
+    return made
+
+
+def _sheets(db: str, stage: str | None, filter: str | None, into: Path, force: bool) -> None:
+    from rnnq import sheets
+
+    made = _made(db, stage, filter, partial(sheets.write, into=into, force=force))
+    if made is None:
+        return
+    more = f", {made.partial:,} of them not done: see the column state" if made.partial else ""
+    output.remark(f"{output.count(made.runs, 'run')}{more}")
     for path in made.paths:
         output.say(str(path))
 
 
 def _tree(db: str, stage: str | None, filter: str | None, into: Path, weights: bool) -> None:
-    from rnnq import db as database
     from rnnq import results
 
-    engine = database.open(db)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is half-written is taken away
-    with output.bars() as watch:
-        made = results.write(engine, stage, filter, into, weights, watch)
+    made = _made(db, stage, filter, partial(results.write, into=into, weights=weights))
     if made is None:
-        output.remark(_nothing(stage, filter))
         return
-    for line in made.remarks:
-        output.remark(line)
     more = f", {made.unfinished:,} of them not ended yet" if made.unfinished else ""
     output.remark(f"{output.count(made.experiments, 'experiment')}, {output.count(made.runs, 'run')}{more}")
     output.say(str(made.path))

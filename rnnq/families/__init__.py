@@ -33,7 +33,7 @@ FIGURES = {
     "scaling": "rnnq.families.scaling.figures",
 }
 
-# name -> what a run's CSV has beside its losses: Config, COLUMNS, micro_batches, cells; see sheets.py
+# name -> what a run's CSV has beside its losses: Config, STEP, COLUMNS, micro_batches, cells; see sheets.py
 SHEETS = {"scaling": "rnnq.families.scaling.columns"}
 
 

@@ -33,6 +33,7 @@ from rnnq.families.scaling.shown import (
     Save,
     Shown,
     colours_of,
+    diverged,
     flop_axis,
     grid_of,
     heading,
@@ -46,7 +47,7 @@ from rnnq.families.scaling.shown import (
 
 CURVES = ("val_loss", "val_loss_per_byte", "loss")
 WORDS = {
-    "loss": "training loss, running mean",
+    "loss": "training loss",
     "val_loss": "validation loss",
     "val_loss_per_byte": "validation loss",
     "val_ppl": "validation perplexity",
@@ -158,7 +159,7 @@ def _draw_sweep(axes: Axes, cells: DataFrame, colour: Any) -> None:
 
 def _draw_diverged(axes: Axes, shown: Shown, kind: str, colours: Mapping[float, Any]) -> list[float]:
     """A mark at the upper end of the axis for each width and rate of which a run diverged; returns these rates."""
-    out = found_in.diverged(shown.every[shown.every["kind"] == kind])
+    out = diverged(shown.every[shown.every["kind"] == kind])
     places = out[["width", "rate"]].drop_duplicates().sort_values("width")
     for number, (_, row) in enumerate(places.iterrows()):
         level = 0.985 - 0.025 * (number % 6)  # those of several widths at one rate must not lie on each other
@@ -455,7 +456,7 @@ def _training(shown: Shown, curves: DataFrame) -> Drawn:
     grid[0].set_ylim(*limits)
     handles = [
         Line2D([], [], color=DARK, linewidth=1.3, label="validation"),
-        Line2D([], [], color=DARK, linewidth=0.6, alpha=0.6, label="training, running mean"),
+        Line2D([], [], color=DARK, linewidth=0.6, alpha=0.6, label="training"),
         Line2D([], [], color=GREY, marker="X", linewidth=0, label="a run that failed ended here"),
     ]
     columns = 2 + min(3, len(kept))

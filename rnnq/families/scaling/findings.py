@@ -17,7 +17,7 @@ from pandas import DataFrame
 from rnnq.families.scaling import intervals, laws, lr_optimum
 from rnnq.families.scaling.laws import Parametric, PowerLaw
 from rnnq.families.scaling.lr_optimum import Optimum, Shift, Transfer
-from rnnq.families.scaling.shown import Shown
+from rnnq.families.scaling.shown import Shown, diverged
 
 PUBLISHED_E = (1.69, 1.76, 1.9)  # nats per token: Hoffmann et al. 2022, and two of the published study
 SHARES = (0.25, 0.5, 0.75)  # of the lowest loss, that E is set to where no E is known
@@ -105,12 +105,6 @@ def _swept(own: DataFrame, runs: DataFrame) -> list[tuple[float, float]]:
     """Rates and mean losses of a width: of whole groups, and infinite where a run of the rate diverged."""
     means = {float(row.rate): float(row.mean) for row in _rows(own) if row.n == row.of}
     return sorted(({float(rate): np.inf for rate in diverged(runs)["rate"]} | means).items())
-
-
-def diverged(runs: DataFrame) -> DataFrame:
-    """Of runs as in `Shown.every` those that diverged: they failed by it, or ended without a finite loss."""
-    without = (runs["state"] == "done") & ~np.isfinite(runs["loss"].astype(float))
-    return runs[((runs["state"] == "failed") & (runs["cause"] == "diverged")) | without]
 
 
 def _rows(table: DataFrame) -> list[Any]:

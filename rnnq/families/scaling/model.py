@@ -13,7 +13,7 @@ from rnnq import tokens
 from rnnq.errors import InputError
 from rnnq.families.base import Curve, Family, Spec, State
 from rnnq.families.dynamics.model import draw
-from rnnq.families.scaling import counts, nets, readout, streams
+from rnnq.families.scaling import counts, nets, parametrization, readout, streams
 from rnnq.families.scaling.config import ScalingConfig
 from rnnq.families.scaling.streams import Batch, HeldOut, Streams, Window
 
@@ -33,8 +33,6 @@ class Scaling(Family):
 
     def init(self, configs: Sequence[ScalingConfig]) -> State:
         """Parameters from the seed; states are zero."""
-        from rnnq.families.scaling import parametrization
-
         [config] = configs
         drawn = parametrization.draw(config, torch.Generator().manual_seed(config.seed))
         return State({n: p[None] for n, p in drawn.items()}, nets.zero_state(config, config.batch_size))
@@ -75,8 +73,6 @@ class Scaling(Family):
 
     def optimizer(self, config: ScalingConfig) -> Spec:
         """As the parametrisation has it."""
-        from rnnq.families.scaling import parametrization
-
         return parametrization.spec(config)
 
     def sample(

@@ -133,15 +133,18 @@ def _number(value: Any, otherwise: float) -> float:
 def _cell(own: DataFrame, ended: DataFrame) -> dict[str, Any]:
     done = ended[ended["run"].isin(own["run"])]
     first = own.iloc[0]
-    diverged = ((own["state"] == "failed") & (own["cause"] == "diverged")) | (
-        (own["state"] == "done") & ~own["run"].isin(done["run"])
-    )
     numbers = {name: done[name].mean() for name in ("tokens", "flops", "flops_lstm", "parameters")}
     return {
         **{name: first[name] for name in ("kind", "form", "width", "rate", "cell", "run", "annealed")},
-        **{"n": len(done), "of": len(own), "diverged": int(diverged.sum())},
+        **{"n": len(done), "of": len(own), "diverged": len(diverged(own))},
         **{"mean": done["loss"].mean(), "std": done["loss"].std(), **numbers},
     }
+
+
+def diverged(runs: DataFrame) -> DataFrame:
+    """Of runs as in `Shown.every` those that diverged: they failed by it, or ended without a finite loss."""
+    without = (runs["state"] == "done") & ~np.isfinite(runs["loss"].astype(float))
+    return runs[((runs["state"] == "failed") & (runs["cause"] == "diverged")) | without]
 
 
 def config_of(row: Mapping[Any, Any]) -> ScalingConfig | None:

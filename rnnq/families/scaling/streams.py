@@ -93,7 +93,7 @@ class Streams:
         length = (last - first) // config.batch_size
         self.config = config
         self.rows = found.ids[first : first + length * config.batch_size].reshape(config.batch_size, length)
-        self.windows = (length - 1) // config.sequence_length
+        self.windows = text.windows_of(config, last - first)
 
     def at(self, step: int) -> Batch:
         """What an optimiser step reads, and what it drops: a function of (config, step)."""

@@ -48,7 +48,12 @@ def parts(config: ScalingConfig, found: Tokens) -> Parts:
 def windows(config: ScalingConfig) -> int:
     """Micro-batches in one pass over the training text: batch_size streams, a window of each at a time."""
     first, last = parts(config, tokens.load(config.data_path, config.tokens)).train
-    return max(0, ((last - first) // config.batch_size - 1) // config.sequence_length)
+    return windows_of(config, last - first)
+
+
+def windows_of(config: ScalingConfig, trained: int) -> int:
+    """As `windows`, of so many tokens; the last one of a stream is only said, not read."""
+    return max(0, (trained // config.batch_size - 1) // config.sequence_length)
 
 
 def check(config: ScalingConfig) -> dict[str, str]:
@@ -69,7 +74,7 @@ def _problems(config: ScalingConfig, split: Parts) -> list[str]:
         what = f"batch_size={config.batch_size} windows of {config.sequence_length + 1} are {least:,}"
         return [f"the training text has {trained:,} tokens; {what}"]
     problems = []
-    there = config.num_epochs * windows(config) * config.batch_size * config.sequence_length
+    there = config.num_epochs * windows_of(config, trained) * config.batch_size * config.sequence_length
     asked = config.budget_in_tokens()
     if asked > there:
         passes = -(-asked * config.num_epochs // there)
